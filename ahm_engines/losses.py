@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reconstruction error of hidden voxels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ahm_transforms.masking.functional import cells_to_image, image_to_cells
+
+__all__ = ["MaskedLoss", "hidden_mean"]
+
+
+def hidden_mean(error: Tensor, mask: Tensor) -> Tensor:
+    """Mean error over the hidden voxels of a batch, a scalar; 0 when nothing is hidden.
+
+    Args:
+        error: ``[B, 1, *S]``.
+        mask: ``[B, 1, *S]`` bool, ``True`` = hidden.
+    """
+    return torch.where(mask, error, 0.0).sum() / mask.sum().clamp_min(1)
+
+
+class MaskedLoss(nn.Module):
+    """L1 or squared error per voxel; its mean over hidden voxels trains the network.
+
+    Args:
+        norm: ``l1`` (SimMIM, MIM-Med3D) or ``l2`` (MAE, AHM).
+        patch_size: predict targets normalised per patch, as MAE's ``norm_pix``; ``None`` predicts intensities. The
+            variance of a patch is floored at a hundredth of its image's, or flat air would be amplified noise.
+
+    Raises:
+        ValueError: for another norm.
+
+    Example:
+        >>> image, mask = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.bool)
+        >>> mask[..., :2] = True
+        >>> loss = MaskedLoss("l1")
+        >>> float(loss(torch.full_like(image, 0.5), image, mask))
+        0.5
+    """
+
+    def __init__(self, norm: str = "l1", *, patch_size: int | Sequence[int] | None = None) -> None:
+        super().__init__()
+        if norm not in ("l1", "l2"):
+            raise ValueError(f"norm: expected 'l1' or 'l2', got {norm!r}.")
+        self.norm = norm
+        self.patch_size = patch_size
+
+    def forward(self, pred: Tensor, image: Tensor, mask: Tensor) -> Tensor:
+        """Mean error over hidden voxels, a scalar."""
+        return hidden_mean(self.error(pred, image), mask)
+
+    def error(self, pred: Tensor, image: Tensor) -> Tensor:
+        """Error of every voxel, mean over the channels: ``[B, 1, *S]`` float32."""
+        difference = pred.float() - self._target(image.float())
+        error = difference.abs() if self.norm == "l1" else difference.square()
+        return error if error.shape[1] == 1 else error.mean(1, keepdim=True)
+
+    def to_intensity(self, pred: Tensor, image: Tensor) -> Tensor:
+        """Undo the target normalisation of a prediction, with the patch statistics of ``image``."""
+        if self.patch_size is None:
+            return pred
+        mean, std = self._patch_statistics(image)
+        return pred * std + mean
+
+    def _target(self, image: Tensor) -> Tensor:
+        if self.patch_size is None:
+            return image
+        mean, std = self._patch_statistics(image)
+        return (image - mean) / std
+
+    def _patch_statistics(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        if self.patch_size is None:
+            raise ValueError("patch_size: expected one, got None.")
+        axes = tuple(range(2, image.ndim))
+        mean = image_to_cells(image, self.patch_size)
+        variance = (image_to_cells(image.square(), self.patch_size) - mean.square()).clamp_min(0.0)
+        floor = 0.01 * image.var(axes, keepdim=True, unbiased=False) + 1e-8
+        std = torch.maximum(variance, floor).sqrt()
+        size = image.shape[2:]
+        return cells_to_image(mean, self.patch_size, size), cells_to_image(std, self.patch_size, size)

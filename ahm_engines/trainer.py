@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train a reconstruction network and its masker together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from ignite.engine import EventEnum, Events
+from ignite.metrics import Metric
+from monai.engines import IterationEvents, Trainer, Workflow
+from monai.inferers import Inferer, SimpleInferer
+from torch import Tensor, nn
+
+from ahm_engines.events import MaskedEvents, MaskedKeys
+from ahm_engines.losses import MaskedLoss, hidden_mean
+from ahm_engines.rewards import ErrorReward
+from ahm_engines.step import Precision, average_gradients, broadcast_weights, prepare_image
+from ahm_networks.maskers import Decision, Masker
+
+__all__ = ["MaskedTrainer"]
+
+Stages = Sequence[tuple[float, float]]
+ALWAYS: Stages = ((0.0, 1.0),)
+LOSS_KEYS = (MaskedKeys.LOSS, MaskedKeys.MASKER_LOSS)
+
+
+class MaskedTrainer(Trainer):
+    """MONAI trainer for masked reconstruction with a masker that may learn.
+
+    One iteration:
+
+    1. ``image = prepare_batch(batch)``
+    2. ``decision = masker(image)`` - ``MASK_CHOSEN``
+    3. ``pred = inferer(image, network, decision.mask)`` - ``FORWARD_COMPLETED``
+    4. ``loss`` = error over hidden voxels, backward, step - ``LOSS_COMPLETED``, ``BACKWARD_COMPLETED``
+    5. ``reward`` from the detached error - ``REWARDED``
+    6. ``masker.loss([(decision, reward)])``, backward, step - ``MASKER_UPDATED``
+    7. output: ``MaskedKeys`` - ``MODEL_COMPLETED``
+
+    Args:
+        device: where to train.
+        max_epochs: passes over the loader.
+        train_data_loader: batches with ``image`` ``[B, C, *S]``.
+        network: ``network(image, mask) -> image``.
+        optimizer: of the network.
+        masker: decides what to hide; the trainer never asks which one it holds.
+        masker_optimizer: of the masker; ``None`` leaves its weights alone.
+        loss_function: error and loss of the network.
+        reward: ``reward(error, pred, mask)``, a voxel map.
+        network_stages: intervals of the training, in [0, 1], in which the network learns.
+        masker_stages: the same for the masker. Both together make up AHM's staged training.
+        gradient_clip: largest gradient norm of the network, ``None`` for no limit.
+        masker_gradient_clip: the same for the masker.
+        channels_last: whether images and weights are laid out channels last.
+        compile: whether to run the network through ``torch.compile``; checkpoints keep the plain names.
+        compile_kwargs: for ``torch.compile``.
+        amp: mixed precision for the network; maskers always run in float32.
+        amp_kwargs: for ``torch.autocast``, such as ``{"dtype": torch.bfloat16}``.
+        epoch_length, non_blocking, prepare_batch, inferer, postprocessing, key_train_metric, additional_metrics,
+            train_handlers, event_names, event_to_attr, decollate: as in MONAI's ``SupervisedTrainer``.
+
+    Raises:
+        FloatingPointError: when a loss was not finite, one iteration later or at the end of the epoch, before any
+            handler saves what came of it.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        max_epochs: int,
+        train_data_loader: Iterable[Any],
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        masker: Masker,
+        *,
+        masker_optimizer: torch.optim.Optimizer | None = None,
+        loss_function: MaskedLoss | None = None,
+        reward: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+        network_stages: Stages = ALWAYS,
+        masker_stages: Stages = ALWAYS,
+        gradient_clip: float | None = None,
+        masker_gradient_clip: float | None = 1.0,
+        channels_last: bool = False,
+        compile: bool = False,
+        compile_kwargs: Mapping[str, Any] | None = None,
+        amp: bool = False,
+        amp_kwargs: Mapping[str, Any] | None = None,
+        epoch_length: int | None = None,
+        non_blocking: bool = True,
+        prepare_batch: Callable[[Any, torch.device, bool], Tensor] = prepare_image,
+        inferer: Inferer | None = None,
+        postprocessing: Callable[..., Any] | None = None,
+        key_train_metric: dict[str, Metric] | None = None,
+        additional_metrics: dict[str, Metric] | None = None,
+        train_handlers: Sequence[Any] | None = None,
+        event_names: list[str | EventEnum | type[EventEnum]] | None = None,
+        event_to_attr: dict[Any, str] | None = None,
+        decollate: bool = False,
+    ) -> None:
+        device = torch.device(device)
+        super().__init__(
+            device=device,
+            max_epochs=max_epochs,
+            data_loader=train_data_loader,
+            epoch_length=epoch_length,
+            non_blocking=non_blocking,
+            prepare_batch=prepare_batch,
+            postprocessing=postprocessing,
+            key_metric=key_train_metric,
+            additional_metrics=additional_metrics,
+            handlers=None,
+            amp=amp,
+            event_names=[MaskedEvents, *(event_names or [])],
+            event_to_attr=event_to_attr,
+            decollate=decollate,
+        )
+        self.precision = Precision(device, amp, amp_kwargs)
+        self.memory_format = _memory_format(channels_last, network)
+        self.network = network
+        self.forward_network = torch.compile(network, **(compile_kwargs or {})) if compile else network
+        self.optimizer = optimizer
+        self.masker = masker
+        self.masker_optimizer = masker_optimizer
+        self.loss_function = loss_function or MaskedLoss()
+        self.reward = reward or ErrorReward()
+        self.network_stages = network_stages
+        self.masker_stages = masker_stages
+        self.gradient_clip = gradient_clip
+        self.masker_gradient_clip = masker_gradient_clip
+        self.inferer = inferer or SimpleInferer()
+        self._losses: list[Tensor] = []
+        broadcast_weights(masker)
+        self.add_event_handler(Events.EPOCH_COMPLETED, self._raise_if_not_finite)  # ahead of whatever saves
+        self._register_handlers(train_handlers or [])
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is over, in [0, 1)."""
+        total = self.state.max_epochs * (self.state.epoch_length or 1)
+        return min(max(self.state.iteration - 1, 0) / max(total, 1), 1.0)
+
+    def run(self) -> None:  # type: ignore[override]
+        """Train until ``max_epochs``."""
+        Workflow.run(self)  # not Trainer.run: it would make a gradient scaler of its own
+
+    def _iteration(self, engine: Any, batchdata: Any) -> dict[str, Any]:
+        progress = self.progress
+        self.network.train()
+        self.masker.train()
+        self.masker.set_progress(progress)
+        image = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
+        if self.memory_format is not None:
+            image = image.to(memory_format=self.memory_format)
+        learns = _within(progress, self.network_stages)
+        output = self._reconstruct(image, learns)
+        if learns:
+            self.precision.update(output[MaskedKeys.LOSS], self.optimizer, self.gradient_clip)
+            self.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        output[MaskedKeys.MASKER_LOSS] = self._update_masker(output, progress)
+        self._raise_if_not_finite()
+        self._losses = [loss.detach() for loss in (output[k] for k in LOSS_KEYS) if loss is not None]
+        self.fire_event(IterationEvents.MODEL_COMPLETED)
+        return output
+
+    def _reconstruct(self, image: Tensor, learns: bool) -> dict[str, Any]:
+        """Steps 2 to 4 without the update; without gradient unless the network learns."""
+        decision = self.masker(image)
+        output = self.state.output = {MaskedKeys.IMAGE: image, MaskedKeys.DECISION: decision}
+        output[MaskedKeys.MASK] = decision.mask
+        self.fire_event(MaskedEvents.MASK_CHOSEN)
+        with torch.set_grad_enabled(learns):
+            with self.precision.autocast():
+                output[MaskedKeys.PRED] = self.inferer(image, self.forward_network, decision.mask)
+            self.fire_event(IterationEvents.FORWARD_COMPLETED)
+            output[MaskedKeys.ERROR] = self.loss_function.error(output[MaskedKeys.PRED], image)
+            output[MaskedKeys.LOSS] = hidden_mean(output[MaskedKeys.ERROR], decision.mask)
+        self.fire_event(IterationEvents.LOSS_COMPLETED)
+        return output
+
+    def _update_masker(self, output: dict[str, Any], progress: float) -> Tensor | None:
+        """Steps 5 and 6."""
+        steps = [(output[MaskedKeys.DECISION], self._rewarded(output))]
+        self.fire_event(MaskedEvents.REWARDED)
+        if self.masker_optimizer is None or not _within(progress, self.masker_stages):
+            return None
+        steps += [self._further_sample(output[MaskedKeys.IMAGE]) for _ in range(self.masker.num_samples - 1)]
+        loss = self.masker.loss(steps)
+        if loss is None:
+            return None
+        self.masker_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(self.masker.parameters())
+        if self.masker_gradient_clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.masker.parameters(), self.masker_gradient_clip)
+        self.masker_optimizer.step()
+        self.fire_event(MaskedEvents.MASKER_UPDATED)
+        return loss.detach()
+
+    def _rewarded(self, output: Mapping[str, Any]) -> Tensor:
+        """The one detach between the two learners."""
+        error, pred = output[MaskedKeys.ERROR].detach(), output[MaskedKeys.PRED].detach()
+        return self.reward(error, pred, output[MaskedKeys.MASK])
+
+    @torch.no_grad()
+    def _error_of(self, image: Tensor, decision: Decision) -> dict[str, Any]:
+        with self.precision.autocast():
+            pred = self.inferer(image, self.forward_network, decision.mask)
+        error = self.loss_function.error(pred, image)
+        return {MaskedKeys.ERROR: error, MaskedKeys.PRED: pred, MaskedKeys.MASK: decision.mask}
+
+    def _raise_if_not_finite(self) -> None:
+        """Look at the last iteration's losses: by now they are there, so that nothing has to wait for them."""
+        if self._losses and not bool(torch.isfinite(torch.stack(self._losses)).all()):
+            raise FloatingPointError(
+                f"loss: expected finite numbers, got {[float(loss) for loss in self._losses]} by epoch "
+                f"{self.state.epoch}, iteration {self.state.iteration}; nothing was saved since. Lower the learning "
+                "rate, set gradient_clip, or take bfloat16 instead of float16."
+            )
+
+    def _further_sample(self, image: Tensor) -> tuple[Decision, Tensor]:
+        """Another mask for the same image: the masker's gradient is kept, the network's is not needed."""
+        decision = self.masker(image)
+        return decision, self._rewarded(self._error_of(image, decision))
+
+
+def _within(progress: float, stages: Stages) -> bool:
+    return any(first <= progress < last or progress == last == 1.0 for first, last in stages)
+
+
+def _memory_format(channels_last: bool, network: nn.Module) -> torch.memory_format | None:
+    if not channels_last:
+        return None
+    dims = max((p.ndim for p in network.parameters()), default=4)
+    memory_format = torch.channels_last_3d if dims == 5 else torch.channels_last
+    network.to(memory_format=memory_format)
+    return memory_format

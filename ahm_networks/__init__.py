@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything with weights or gradients: reconstruction networks, maskers, reinforcement-learning formulas."""
+
+from ahm_networks.maskers import (
+    ActorCriticMasker,
+    CurriculumMasker,
+    Decision,
+    LossPredictionMasker,
+    Masker,
+    UniformMasker,
+)
+from ahm_networks.nets import ReconstructionUNet
+
+__all__ = [
+    "ActorCriticMasker",
+    "CurriculumMasker",
+    "Decision",
+    "LossPredictionMasker",
+    "Masker",
+    "ReconstructionUNet",
+    "UniformMasker",
+]

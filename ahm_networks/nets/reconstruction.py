@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rebuild an image from what a mask leaves of it, with any of MONAI's encoder-decoders."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.networks.nets import UNETR, BasicUNet, DynUNet, SegResNet, SwinUNETR, UNet
+from torch import Tensor, nn
+
+__all__ = ["BACKBONES", "ReconstructionUNet"]
+
+FILLS = ("zero", "mean", "token")
+
+
+class ReconstructionUNet(nn.Module):
+    """An encoder-decoder that sees an image with its hidden voxels filled, and predicts the whole image.
+
+    Images of any size are padded to what the strides need and cut back.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: image channels; as many come out.
+        backbone: ``unet``, ``basicunet``, ``dynunet``, ``segresnet``, ``swinunetr`` or ``unetr``; or a network that
+            maps ``[B, in_channels (+ 1 with mask_channel), *S]`` to ``[B, in_channels, *S]``.
+        fill: what stands in for hidden voxels: ``zero``, ``mean`` of the image's visible voxels, or a learned
+            ``token``, one number per channel.
+        mask_channel: whether the mask is given to the network as a further channel.
+        backbone_args: overrides for the named backbone's arguments. ``unetr`` needs ``img_size``.
+
+    Raises:
+        ValueError: for an unknown backbone or fill.
+
+    Example:
+        >>> network = ReconstructionUNet(2, backbone_args={"channels": (8, 16), "strides": (2,)})
+        >>> network(torch.rand(1, 1, 33, 40), torch.zeros(1, 1, 33, 40, dtype=torch.bool)).shape
+        torch.Size([1, 1, 33, 40])
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int = 1,
+        *,
+        backbone: str | nn.Module = "unet",
+        fill: str = "zero",
+        mask_channel: bool = False,
+        backbone_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if fill not in FILLS:
+            raise ValueError(f"fill: expected one of {', '.join(FILLS)}, got {fill!r}.")
+        self.spatial_dims = spatial_dims
+        self.in_channels = in_channels
+        self.fill = fill
+        self.mask_channel = mask_channel
+        self.token = nn.Parameter(torch.zeros(in_channels)) if fill == "token" else None
+        self.divisor, self.backbone = _build(backbone, spatial_dims, in_channels, mask_channel, backbone_args or {})
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        """Rebuild ``image`` from its visible voxels.
+
+        Args:
+            image: ``[B, C, *S]``.
+            mask: ``[B, 1, *S]`` bool, ``True`` = hidden.
+
+        Returns:
+            ``[B, C, *S]``.
+
+        Raises:
+            ValueError: when the shapes do not fit the network or each other.
+        """
+        self._check(image, mask)
+        visible = self.visible(image, mask)
+        if self.mask_channel:
+            visible = torch.cat([visible, mask.to(visible.dtype)], dim=1)
+        size = image.shape[2:]
+        missing = [-s % d for s, d in zip(size, self.divisor, strict=True)]
+        if any(missing):
+            visible = F.pad(visible, [n for m in reversed(missing) for n in (0, m)])
+        rebuilt = self.backbone(visible)
+        return rebuilt[(..., *[slice(s) for s in size])] if any(missing) else rebuilt
+
+    def visible(self, image: Tensor, mask: Tensor) -> Tensor:
+        """What the backbone sees of the image: hidden voxels filled, ``[B, C, *S]``."""
+        if self.token is not None:
+            return torch.where(mask, self.token.to(image.dtype).view(1, -1, *[1] * self.spatial_dims), image)
+        kept = image.masked_fill(mask, 0.0)
+        if self.fill == "zero":
+            return kept
+        axes = tuple(range(2, image.ndim))
+        shown = (~mask).sum(axes, keepdim=True).clamp_min(1)
+        return torch.where(mask, kept.sum(axes, keepdim=True) / shown, image)
+
+    def _check(self, image: Tensor, mask: Tensor) -> None:
+        if image.ndim != self.spatial_dims + 2 or image.shape[1] != self.in_channels:
+            raise ValueError(
+                f"image: expected [B, {self.in_channels}, *S] with {self.spatial_dims} spatial axes, "
+                f"got shape {tuple(image.shape)}; set in_channels and spatial_dims to fit the data."
+            )
+        if mask.dtype != torch.bool or mask.shape != (image.shape[0], 1, *image.shape[2:]):
+            raise ValueError(
+                f"mask: expected bool [B, 1, *S] for an image of shape {tuple(image.shape)}, "
+                f"got {mask.dtype} {tuple(mask.shape)}."
+            )
+
+
+Builder = Callable[[int, int, int, dict[str, Any]], tuple[Sequence[int], nn.Module]]
+
+
+def _build(
+    backbone: str | nn.Module, dims: int, channels: int, mask_channel: bool, args: Mapping[str, Any]
+) -> tuple[tuple[int, ...], nn.Module]:
+    """Return the sizes that the image's axes must be multiples of, and the network."""
+    if isinstance(backbone, nn.Module):
+        return (1,) * dims, backbone
+    if backbone not in BACKBONES:
+        raise ValueError(f"backbone: expected one of {', '.join(BACKBONES)} or a network, got {backbone!r}.")
+    divisor, network = BACKBONES[backbone](dims, channels + mask_channel, channels, dict(args))
+    return tuple(divisor), network
+
+
+def _unet(dims: int, inputs: int, outputs: int, args: dict[str, Any]) -> tuple[Sequence[int], nn.Module]:
+    args = {"channels": (32, 64, 128, 256), "strides": (2, 2, 2), "num_res_units": 2, "norm": "INSTANCE"} | args
+    return _stride_product(args["strides"], dims), UNet(spatial_dims=dims, in_channels=inputs, out_channels=outputs, **args)
+
+
+def _basic_unet(dims: int, inputs: int, outputs: int, args: dict[str, Any]) -> tuple[Sequence[int], nn.Module]:
+    return [16] * dims, BasicUNet(spatial_dims=dims, in_channels=inputs, out_channels=outputs, **args)
+
+
+def _dynunet(dims: int, inputs: int, outputs: int, args: dict[str, Any]) -> tuple[Sequence[int], nn.Module]:
+    args = {"kernel_size": [3] * 5, "strides": [1, 2, 2, 2, 2], "res_block": True} | args
+    args.setdefault("upsample_kernel_size", args["strides"][1:])
+    return _stride_product(args["strides"], dims), DynUNet(spatial_dims=dims, in_channels=inputs, out_channels=outputs, **args)
+
+
+def _segresnet(dims: int, inputs: int, outputs: int, args: dict[str, Any]) -> tuple[Sequence[int], nn.Module]:
+    args = {"init_filters": 16} | args
+    depth = len(args.get("blocks_down", (1, 2, 2, 4)))
+    return [2 ** (depth - 1)] * dims, SegResNet(
+        spatial_dims=dims, in_channels=inputs, out_channels=outputs, **args
+    )
+
+
+def _swin_unetr(dims: int, inputs: int, outputs: int, args: dict[str, Any]) -> tuple[Sequence[int], nn.Module]:
+    args = {"feature_size": 24} | args
+    return [32] * dims, SwinUNETR(spatial_dims=dims, in_channels=inputs, out_channels=outputs, **args)
+
+
+def _unetr(dims: int, inputs: int, outputs: int, args: dict[str, Any]) -> tuple[Sequence[int], nn.Module]:
+    if "img_size" not in args:
+        raise ValueError("backbone_args: unetr needs img_size, the size of the crops it is trained on.")
+    size = args["img_size"]
+    divisor = [size] * dims if isinstance(size, int) else size
+    return divisor, UNETR(spatial_dims=dims, in_channels=inputs, out_channels=outputs, **args)
+
+
+def _stride_product(strides: Sequence[int | Sequence[int]], dims: int) -> list[int]:
+    steps = [[stride] * dims if isinstance(stride, int) else stride for stride in strides]
+    return [math.prod(axis) for axis in zip(*steps, strict=True)]
+
+
+BACKBONES: dict[str, Builder] = {
+    "unet": _unet,
+    "basicunet": _basic_unet,
+    "dynunet": _dynunet,
+    "segresnet": _segresnet,
+    "swinunetr": _swin_unetr,
+    "unetr": _unetr,
+}

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running statistics that live on the device and travel with the checkpoint."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["RunningMoments"]
+
+
+class RunningMoments(nn.Module):
+    """Exponential mean and variance of a stream of numbers.
+
+    The first steps are a plain average, so that nothing is biased towards the initial values.
+
+    Args:
+        decay: weight of the past, in [0, 1).
+    """
+
+    mean: Tensor
+    var: Tensor
+    steps: Tensor
+
+    def __init__(self, decay: float = 0.99) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("var", torch.ones(()))
+        self.register_buffer("steps", torch.zeros(()))
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation, never quite zero."""
+        return (self.var + 1e-12).sqrt()
+
+    @torch.no_grad()
+    def update(self, values: Tensor, where: Tensor | None = None) -> None:
+        """Take in ``values`` (those that ``where`` marks); an empty selection changes nothing."""
+        weight = torch.ones_like(values) if where is None else where.to(values.dtype)
+        total = weight.sum()
+        mean = (values * weight).sum() / total.clamp_min(1.0)
+        share = torch.clamp(1.0 / (self.steps + 1.0), min=1.0 - self.decay) * (total > 0)
+        delta = mean - self.mean
+        spread = ((values - mean).square() * weight).sum() / total.clamp_min(1.0)
+        self.mean.add_(share * delta)
+        self.var.mul_(1.0 - share).add_(share * (spread + (1.0 - share) * delta.square()))
+        self.steps.add_(total > 0)
