@@ -167,16 +167,17 @@ class StatsAverage(Metric):
     """Mean over all images, and over all processes, of every entry of the output's statistics."""
 
     def __init__(self) -> None:
-        super().__init__(output_transform=lambda output: output[STATS])
+        # pairs, as ignite takes a mapping for predictions and labels
+        super().__init__(output_transform=lambda output: list(output[STATS].items()), skip_unrolling=True)
 
     def reset(self) -> None:
         """Forget everything."""
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
-    def update(self, output: Mapping[str, Tensor]) -> None:
+    def update(self, output: Iterable[tuple[str, Tensor]]) -> None:
         """Add the numbers of one batch; nothing waits for the device."""
-        for name, values in output.items():
+        for name, values in output:
             self._sums[name] = self._sums.get(name, torch.zeros((), device=values.device)) + values.sum()
             self._counts[name] = self._counts.get(name, 0) + values.numel()
 

@@ -157,6 +157,7 @@ class MaskedTrainer(Trainer):
         output = self._reconstruct(image, learns)
         if learns:
             self.precision.update(output[MaskedKeys.LOSS], self.optimizer, self.gradient_clip)
+            output |= {key: output[key].detach() for key in (MaskedKeys.PRED, MaskedKeys.ERROR, MaskedKeys.LOSS)}
             self.fire_event(IterationEvents.BACKWARD_COMPLETED)
         output[MaskedKeys.MASKER_LOSS] = self._update_masker(output, progress)
         self._raise_if_not_finite()

@@ -95,7 +95,7 @@ class SetPolicy(Policy):
 
     def entropy(self, logits: Tensor) -> Tensor:
         """See :meth:`Policy.entropy`."""
-        return rl.categorical_entropy(logits)
+        return rl.categorical_entropy(logits, torch.isfinite(logits))
 
     def value_target(self, decision: ActorCriticDecision, reward: Tensor) -> tuple[Tensor, Tensor]:
         """A hidden cell's reward, known for whatever was hidden, by the policy or at random."""

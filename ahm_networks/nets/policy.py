@@ -71,7 +71,7 @@ class VGGFeatures(nn.Module):
         layers: list[nn.Module] = []
         channels = in_channels
         for number, (width, depth) in enumerate(VGG16_BLOCKS):
-            if number and 2**number > min(patch_size):
+            if number and 2 ** (number + 1) > min(patch_size):
                 break
             for _ in range(depth):
                 layers += [conv(channels, width, kernel_size=3, padding=1), nn.ReLU()]

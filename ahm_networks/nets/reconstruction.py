@@ -61,12 +61,12 @@ class ReconstructionUNet(nn.Module):
         self.token = nn.Parameter(torch.zeros(in_channels)) if fill == "token" else None
         self.divisor, self.backbone = _build(backbone, spatial_dims, in_channels, mask_channel, backbone_args or {})
 
-    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
         """Rebuild ``image`` from its visible voxels.
 
         Args:
             image: ``[B, C, *S]``.
-            mask: ``[B, 1, *S]`` bool, ``True`` = hidden.
+            mask: ``[B, 1, *S]`` bool, ``True`` = hidden; ``None`` hides nothing.
 
         Returns:
             ``[B, C, *S]``.
@@ -74,6 +74,8 @@ class ReconstructionUNet(nn.Module):
         Raises:
             ValueError: when the shapes do not fit the network or each other.
         """
+        if mask is None:
+            mask = torch.zeros_like(image[:, :1], dtype=torch.bool)
         self._check(image, mask)
         visible = self.visible(image, mask)
         if self.mask_channel:
@@ -125,7 +127,7 @@ def _build(
 
 
 def _unet(dims: int, inputs: int, outputs: int, args: dict[str, Any]) -> tuple[Sequence[int], nn.Module]:
-    args = {"channels": (32, 64, 128, 256), "strides": (2, 2, 2), "num_res_units": 2, "norm": "INSTANCE"} | args
+    args = {"channels": (16, 32, 64, 128, 256), "strides": (2, 2, 2, 2), "num_res_units": 2} | args
     return _stride_product(args["strides"], dims), UNet(spatial_dims=dims, in_channels=inputs, out_channels=outputs, **args)
 
 

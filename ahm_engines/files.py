@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write files so that an interrupted run never leaves half of one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+__all__ = ["write_atomically", "write_json", "writable_folder"]
+
+
+def writable_folder(folder: str | Path) -> Path:
+    """Make a folder if need be, and be sure that files can be written there.
+
+    Raises:
+        OSError: naming the folder and what to do.
+    """
+    path = Path(folder)
+    probe = path / f".write-test-{os.getpid()}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"{path}: cannot write to this output folder ({error.strerror}); choose another one.") from error
+    return path
+
+
+def write_atomically(path: str | Path, write: Callable[[BinaryIO], None]) -> Path:
+    """Let ``write`` fill a temporary file beside ``path``, then move it there in one step.
+
+    Args:
+        path: the file; an older one stays untouched until the new one is complete.
+        write: gets the open binary file.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> Path:
+    """Write readable JSON atomically; what JSON does not know is written as text."""
+    text = json.dumps(content, indent=2, default=str, ensure_ascii=False) + "\n"
+    return write_atomically(path, lambda file: file.write(text.encode()) and None)

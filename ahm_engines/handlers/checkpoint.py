@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints that are complete or not there, and say where they come from."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from ahm_engines.files import writable_folder, write_atomically
+
+__all__ = ["Checkpoints", "load_checkpoint", "save_checkpoint"]
+
+BEST, LAST = "model.pt", "last.pt"
+logger = logging.getLogger(__name__)
+
+
+def save_checkpoint(path: str | Path, objects: Mapping[str, Any], **facts: Any) -> Path:
+    """Write the ``state_dict`` of every object, and plain facts beside them, in one atomic step."""
+    content = {name: _plain(item).state_dict() for name, item in objects.items()} | facts
+    return write_atomically(path, lambda file: torch.save(content, file))
+
+
+def load_checkpoint(path: str | Path, objects: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Read a checkpoint with ``weights_only=True`` and hand every object its state.
+
+    Args:
+        path: a file of :func:`save_checkpoint`.
+        objects: what to restore, by the names under which it was saved.
+
+    Returns:
+        All that the file holds.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when the file is damaged, lacks an entry, or belongs to another architecture; nothing of it is
+            then loaded into a network whose weights do not fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not a readable checkpoint of weights: {_first_line(error)}") from error
+    missing = [name for name in objects or {} if name not in content]
+    if missing:
+        raise ValueError(f"{path}: expected entries {missing}, the checkpoint has {sorted(content)}.")
+    for name, item in (objects or {}).items():
+        _check_fit(path, name, _plain(item), content[name])
+    for name, item in (objects or {}).items():
+        _restore(path, name, _plain(item), content[name])
+    return content
+
+
+class Checkpoints:
+    """Save the last state after every epoch and the best one after every validation; go on from the last one.
+
+    ``last.pt`` and ``model.pt`` (the best) hold the same entries: the state of every object, the trainer's place in
+    the training, the best metric so far, and the provenance. The first process writes; all of them read.
+
+    Args:
+        save_dir: folder for both files.
+        objects: by name, whatever has a ``state_dict`` and is needed to go on; ``None`` is passed over. Name the
+            network ``model``.
+        evaluator: its key metric decides what is best; ``None`` keeps the last state only.
+        provenance: plain facts about method, data and software, stored in both files.
+        resume: go on from ``last.pt`` where there is one.
+        every: epochs between two saves of the last state; the final epoch is always saved.
+
+    Raises:
+        OSError: when ``save_dir`` cannot be written to.
+        ValueError: on resuming, when the checkpoint does not fit.
+    """
+
+    def __init__(
+        self,
+        save_dir: str | Path,
+        objects: Mapping[str, Any],
+        *,
+        evaluator: Engine | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        resume: bool = False,
+        every: int = 1,
+    ) -> None:
+        self.folder = writable_folder(save_dir)
+        self.objects = {name: item for name, item in objects.items() if item is not None}
+        self.evaluator = evaluator
+        self.provenance = dict(provenance or {})
+        self.resume = resume
+        self.every = every
+        self.trainer: Engine | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to the trainer, behind the handler that runs the validation."""
+        self.trainer = engine
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save_last)
+        if self.evaluator is not None:
+            self.evaluator.add_event_handler(Events.COMPLETED, self._save_best)
+
+    def _start(self, engine: Engine) -> None:
+        last = self.folder / LAST
+        if not self.resume:
+            return
+        if not last.is_file():
+            logger.info("No %s to resume from: starting anew.", last)
+            return
+        content = load_checkpoint(last, self.objects)
+        state = content["trainer"]
+        if state["epoch_length"] != engine.state.epoch_length:
+            raise ValueError(
+                f"{last}: saved with {state['epoch_length']} iterations per epoch, now there are "
+                f"{engine.state.epoch_length}; resume with the same data, batch size and split."
+            )
+        engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
+        if self.evaluator is not None:
+            self.evaluator.state.best_metric = content["best"]["metric"]
+            self.evaluator.state.best_metric_epoch = content["best"]["epoch"]
+        logger.info("Resumed from %s after epoch %d.", last, state["epoch"])
+
+    def _save_last(self, engine: Engine) -> None:
+        if engine.state.epoch % self.every == 0 or engine.state.epoch == engine.state.max_epochs:
+            self._save(LAST)
+
+    def _save_best(self, evaluator: Engine) -> None:
+        trainer = self.trainer
+        if trainer is not None and evaluator.state.best_metric_epoch == evaluator.state.epoch:
+            self._save(BEST)
+
+    def _save(self, name: str) -> None:
+        if idist.get_rank() != 0 or self.trainer is None:
+            return
+        state = self.trainer.state
+        place = {"epoch": state.epoch, "iteration": state.iteration, "epoch_length": state.epoch_length}
+        save_checkpoint(
+            self.folder / name, self.objects, trainer=place, best=self._best(), provenance=self.provenance
+        )
+
+    def _best(self) -> dict[str, Any]:
+        if self.evaluator is None:
+            return {"metric": None, "epoch": -1, "name": None}
+        state = self.evaluator.state
+        return {"metric": state.best_metric, "epoch": state.best_metric_epoch, "name": state.key_metric_name}
+
+
+def _plain(item: Any) -> Any:
+    return item.module if isinstance(item, nn.parallel.DistributedDataParallel) else item
+
+
+def _check_fit(path: Path, name: str, item: Any, state: Mapping[str, Any]) -> None:
+    """Compare a module's keys and shapes before anything is changed."""
+    if not isinstance(item, nn.Module):
+        return
+    own = item.state_dict()
+    missing, surplus = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own.keys() & state.keys()
+        if isinstance(own[key], torch.Tensor) and own[key].shape != state[key].shape
+    ]
+    if missing or surplus or shapes:
+        raise ValueError(
+            f"{path}: '{name}' was saved from another architecture: {len(missing)} weights missing {missing[:3]}, "
+            f"{len(surplus)} unknown {surplus[:3]}, {len(shapes)} of another shape {sorted(shapes)[:3]}. "
+            "Build it with the configuration in the checkpoint's provenance."
+        )
+
+
+def _restore(path: Path, name: str, item: Any, state: Mapping[str, Any]) -> None:
+    try:
+        item.load_state_dict(state)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: '{name}' cannot be restored: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The few types that the steps from files to cases hand to one another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+Case = dict[str, Any]
+"""``image`` (a path, or the sorted paths of one DICOM series), ``case_id``, ``patient_id`` and, rarely, ``block``."""
+
+
+class LeftOut(NamedTuple):
+    """Something on disk that is not used, and why."""
+
+    name: str
+    reason: str
+
+
+class Geometry(NamedTuple):
+    """Size and spacing of one image, axes in RAS order where the file says which they are."""
+
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
+
+
+@dataclass
+class Found:
+    """What a search brought: usable cases, things that are no images to train on, and damaged ones."""
+
+    cases: list[Case] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    bad: list[LeftOut] = field(default_factory=list)
+
+
+class BadCasesError(ValueError):
+    """Raised before training when cases cannot be used; it lists every one with its reason.
+
+    Attributes:
+        bad: the cases and reasons.
+    """
+
+    def __init__(self, bad: list[LeftOut]) -> None:
+        self.bad = bad
+        lines = "\n".join(f"  {name}: {reason}" for name, reason in bad)
+        super().__init__(
+            f"{len(bad)} case(s) cannot be used:\n{lines}\n"
+            "Repair or remove them, or pass --skip_bad true to leave them out."
+        )
+
+    def __reduce__(self) -> tuple[type[BadCasesError], tuple[list[LeftOut]]]:
+        """Keep the list when the error crosses a process border."""
+        return type(self), (self.bad,)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find the images in a folder."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from ahm_transforms.io._types import Case, Found, LeftOut
+from ahm_transforms.io.dicom import find_series
+from ahm_transforms.io.reader import IMAGE_SUFFIXES, NIFTI_SUFFIXES, has_suffix
+
+# Label maps beside the images (Decathlon, nnU-Net and others) would otherwise be trained on as if they were images.
+_LABEL_FOLDERS = ("labels", "labelstr", "labelsts", "masks", "segmentations")
+
+
+def find_cases(folder: str | Path, *, patient_pattern: str | None = None) -> Found:
+    """Return every NIfTI file, 2D picture and DICOM series below ``folder``.
+
+    Args:
+        folder: where to look; sub-folders count, hidden files and folders of labels do not.
+        patient_pattern: regular expression that finds the patient in a file's path relative to ``folder``; its first
+            group, or else the whole match, is the patient. ACDC's ``patient002_frame01.nii.gz`` wants
+            ``(patient\\d+)``. Without it every file is a patient of its own. DICOM files say it themselves.
+
+    Raises:
+        FileNotFoundError: no such folder, or nothing in it that can be read.
+        ValueError: the pattern does not match a file.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise FileNotFoundError(f"dataset_dir {folder} is not a folder.")
+    files, left_out = _visible_files(root)
+    images = [path for path in files if has_suffix(path, NIFTI_SUFFIXES + IMAGE_SUFFIXES)]
+    found = find_series(sorted(set(files) - set(images)), root=root)
+    found.cases += [case_of_file(path, root=root, patient_pattern=patient_pattern) for path in images]
+    found.left_out += left_out
+    if not found.cases and not found.bad:
+        reasons = "".join(f"\n  {name}: {reason}" for name, reason in found.left_out)
+        raise FileNotFoundError(
+            f"dataset_dir {folder} holds no image: expected NIfTI (.nii, .nii.gz), PNG, TIFF, JPEG or DICOM series, "
+            f"in it or in its sub-folders.{reasons}"
+        )
+    return found
+
+
+def case_of_file(path: Path, *, root: Path, patient_pattern: str | None = None) -> Case:
+    """Return the case of one file; its id is the path below ``root`` without suffix, joined by underscores."""
+    relative = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
+    name = next((path.name[: -len(end)] for end in NIFTI_SUFFIXES[::-1] if has_suffix(path, [end])), path.stem)
+    case_id = "_".join((*relative.parent.parts, name))
+    return {"image": str(path), "case_id": case_id, "patient_id": _patient(relative, case_id, patient_pattern)}
+
+
+def _patient(relative: Path, case_id: str, pattern: str | None) -> str:
+    if pattern is None:
+        return case_id
+    match = re.search(pattern, relative.as_posix())
+    if match is None:
+        raise ValueError(f"patient_pattern {pattern!r} finds no patient in {relative.as_posix()!r}.")
+    return match.group(1) if match.re.groups else match.group(0)
+
+
+def _visible_files(root: Path) -> tuple[list[Path], list[LeftOut]]:
+    files: list[Path] = []
+    left_out: list[LeftOut] = []
+    for folder, names, members in os.walk(root, followlinks=True):
+        labels = [name for name in names if name.lower() in _LABEL_FOLDERS]
+        for name in labels:
+            where = (Path(folder) / name).relative_to(root).as_posix()
+            left_out.append(LeftOut(f"{where}/", "a folder of labels by its name; pass it as dataset_dir if it is not"))
+        names[:] = sorted(name for name in names if name not in labels and not name.startswith("."))
+        files += [Path(folder) / member for member in members if not member.startswith(".")]
+    return sorted(files), left_out

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Name results by the case, not by the file they come from: folders of scans are often called after a patient."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+from monai.utils import ImageMetaKey
+
+__all__ = ["NameByCased"]
+
+
+class NameByCased(MapTransform):
+    """Let `SaveImaged` name the images of ``keys`` by the case's id.
+
+    Args:
+        keys: entries with `MetaTensor` images.
+        id_key: entry with the case's id.
+    """
+
+    def __init__(self, keys: KeysCollection, id_key: str = "case_id") -> None:
+        super().__init__(keys)
+        self.id_key = id_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of ``data`` whose images carry the new name."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = result[key].clone()
+            result[key].meta[ImageMetaKey.FILENAME_OR_OBJ] = str(result[self.id_key])
+        return result

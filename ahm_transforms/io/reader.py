@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read one case, whatever it is stored as."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection, PathLike
+from monai.data import ImageReader, ITKReader, MetaTensor, NibabelReader, PILReader
+from monai.transforms import MapTransform
+from monai.utils import ensure_tuple
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
+
+# What the transforms need. All else stays in the file: a DICOM header holds names, dates and numbers of patients.
+_META_KEYS = ("affine", "original_affine", "spatial_shape", "space", "original_channel_dim")
+# How a picture is stored says little about what it shows: palettes, bitmaps and transparency become grey or colour.
+_PLAIN_MODES = {"1": "L", "LA": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
+
+
+class CaseReader(ImageReader):
+    """Read a NIfTI file, a 2D picture, or one DICOM series given as its sorted files or as a folder.
+
+    Pass it to `LoadImaged` as ``reader=CaseReader()``. A list of files is one volume, slice by slice in the order
+    given; rescale slope and intercept are applied and the affine is that of MONAI's `ITKReader`. Of the metadata only
+    geometry is kept, so that nothing that names a patient travels with the image. ITK is imported when DICOM is read.
+
+    Example:
+        >>> from monai.transforms import LoadImaged
+        >>> load = LoadImaged(keys="image", reader=CaseReader())
+    """
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Accept every file: what cannot be read raises on reading."""
+        return True
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[ImageReader, Any]:
+        """Open the file, folder or list of slices with the reader that fits it."""
+        files = [str(name) for name in ensure_tuple(data)]
+        reader = _reader_for(files)
+        return reader, reader.read(files[0] if len(files) == 1 else files, **kwargs)
+
+    def get_data(self, img: tuple[ImageReader, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+        """Return the array and its geometry."""
+        reader, image = img
+        array, meta = reader.get_data(image)
+        return array, {key: meta[key] for key in _META_KEYS if key in meta}
+
+
+class LoadCased(MapTransform):
+    """Load images with `CaseReader` as float32 `MetaTensor`, channels still where the file has them.
+
+    Where `LoadImaged` tries every reader it knows, this one uses the reader that fits and names the file that fails;
+    the voxels keep the order in memory that they have on disk, which saves a transposition.
+
+    Args:
+        keys: entries that hold a path, or the sorted files of one DICOM series.
+        allow_missing_keys: whether an absent entry is passed over.
+
+    Raises:
+        OSError: on call, when an image cannot be read.
+    """
+
+    def __init__(self, keys: KeysCollection, *, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of ``data`` with images in the place of paths."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = load_image(result[key])
+        return result
+
+
+def load_image(image: Sequence[PathLike] | PathLike) -> MetaTensor:
+    """Return one image as float32, with its geometry as metadata.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    reader = CaseReader()
+    name = str(ensure_tuple(image)[0])
+    try:
+        array, meta = reader.get_data(reader.read(image))
+        values = torch.from_numpy(np.array(array, dtype=np.float32, order="K"))
+    except Exception as error:  # every format has its own errors for damaged files
+        raise OSError(f"{name} cannot be read: {type(error).__name__}: {error}") from error
+    return MetaTensor(values, meta={**meta, "filename_or_obj": name})
+
+
+class _SeriesReader(ITKReader):
+    """Take a list of files as the slices of one volume, where `ITKReader` would stack them as channels."""
+
+    def read(self, data: Sequence[PathLike], **kwargs: Any) -> Any:
+        import itk  # slow to import, and needed for DICOM alone
+
+        return itk.imread(list(data), **{**self.kwargs, **kwargs})
+
+
+def has_suffix(path: PathLike, suffixes: Sequence[str]) -> bool:
+    """Return whether the file name ends in one of ``suffixes``, capital letters or not."""
+    return str(path).lower().endswith(tuple(suffixes))
+
+
+def _reader_for(files: Sequence[str]) -> ImageReader:
+    if len(files) > 1:
+        return _SeriesReader()
+    if has_suffix(files[0], NIFTI_SUFFIXES) and not Path(files[0]).is_dir():
+        return NibabelReader()
+    if has_suffix(files[0], IMAGE_SUFFIXES):
+        return PILReader(converter=_plain_picture)
+    return ITKReader()
+
+
+def _plain_picture(image: Image) -> Image:
+    return image.convert(_PLAIN_MODES[image.mode]) if image.mode in _PLAIN_MODES else image

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole preprocessing chains, so that training and inference cannot drift apart."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import (
+    Compose,
+    EnsureChannelFirstd,
+    EnsureTyped,
+    MapTransform,
+    Orientationd,
+    RandFlipd,
+    Transform,
+)
+from monai.utils import ensure_tuple_rep
+
+from ahm_transforms.intensity import PercentilesToUnitd, WindowToUnitd
+from ahm_transforms.io.reader import LoadCased
+from ahm_transforms.spatial import CropBlockd, FixedCropSamplesd, RandCropSamplesd, ResampleToSpacingd
+
+MODALITIES = ("mr", "ct", "image2d")
+DEFAULT_WINDOW_HU = (-175.0, 250.0)
+
+
+def deterministic(
+    modality: str,
+    *,
+    spatial_dims: int,
+    spacing_mm: Sequence[float] | float | None = None,
+    channels: int = 1,
+    window_hu: tuple[float, float] = DEFAULT_WINDOW_HU,
+    percentiles: tuple[float, float] = (1.0, 99.0),
+    keys: KeysCollection = "image",
+) -> Compose:
+    """Return the chain from a path to a `MetaTensor` [channels, *S] of float32 in [0, 1].
+
+    Volumes are turned to RAS and, where ``spacing_mm`` is given, resampled. Everything that moves voxels can be undone
+    with `Invertd`. Other entries of the dictionary are left alone.
+
+    Args:
+        modality: ``mr`` (two percentiles become 0 and 1, each channel by itself), ``ct`` (a window in HU) or
+            ``image2d`` (PNG, TIFF, JPEG; percentiles of all channels together).
+        spatial_dims: 2 or 3. In 2D, MR and CT stay volumes here; the crops take slices of them.
+        spacing_mm: voxel spacing to resample volumes to, one number or one per axis; None keeps what they have.
+        channels: channels every image must have.
+        window_hu: HU that become 0 and 1.
+        percentiles: percentiles that become 0 and 1.
+        keys: entries that hold images.
+
+    Raises:
+        ValueError: unknown modality, or options that do not go together.
+
+    Example:
+        >>> chain = deterministic("ct", spatial_dims=3, spacing_mm=1.5)
+        >>> [type(step).__name__ for step in chain.transforms][-2:]
+        ['Orientationd', 'ResampleToSpacingd']
+    """
+    _check_options(modality, spatial_dims, spacing_mm)
+    chain: list[Transform] = [
+        LoadCased(keys),
+        EnsureChannelFirstd(keys),
+        CheckChannelsd(keys, channels),
+    ]
+    if modality == "ct":
+        chain.append(WindowToUnitd(keys, *window_hu))
+    else:
+        chain.append(PercentilesToUnitd(keys, *percentiles, channel_wise=modality == "mr"))
+    chain.append(CropBlockd(keys))
+    if modality != "image2d":
+        chain.append(Orientationd(keys, axcodes="RAS", labels=None))
+    if spacing_mm is not None:
+        chain.append(ResampleToSpacingd(keys, _axes_mm(spacing_mm, spatial_dims)))
+    return Compose(chain)
+
+
+def random_crops(
+    *,
+    spatial_dims: int,
+    crop_size: Sequence[int] | int,
+    samples_per_case: int = 1,
+    flip_prob: float = 0.5,
+    keys: KeysCollection = "image",
+) -> Compose:
+    """Return the random part of training: crops that rather hold something, flipped along each axis at random.
+
+    The result is a list of dictionaries with plain float32 tensors [C, *crop_size]. Images smaller than the crop are
+    padded with zeros; in 2D, volumes give random slices.
+
+    Args:
+        spatial_dims: 2 or 3.
+        crop_size: voxels along each axis.
+        samples_per_case: how many crops come from one case.
+        flip_prob: chance of a flip along each axis; 0 leaves flips out.
+        keys: entries that hold images.
+    """
+    crop = RandCropSamplesd(keys, ensure_tuple_rep(crop_size, spatial_dims), samples_per_case)
+    flips = [RandFlipd(keys, prob=flip_prob, spatial_axis=axis) for axis in range(spatial_dims if flip_prob else 0)]
+    return Compose([crop, *flips, EnsureTyped(keys, dtype=torch.float32, track_meta=False)])
+
+
+def fixed_crops(
+    *,
+    spatial_dims: int,
+    crop_size: Sequence[int] | int,
+    samples_per_case: int = 1,
+    seed: int = 0,
+    keys: KeysCollection = "image",
+) -> Compose:
+    """Return the crops for validation: as `random_crops` without flips, but the same ones every time.
+
+    Args:
+        spatial_dims: 2 or 3.
+        crop_size: voxels along each axis.
+        samples_per_case: how many crops come from one case.
+        seed: seed of the places.
+        keys: entries that hold images.
+    """
+    return Compose(FixedCropSamplesd(keys, ensure_tuple_rep(crop_size, spatial_dims), samples_per_case, seed=seed))
+
+
+def preprocessing(
+    modality: str,
+    *,
+    spatial_dims: int,
+    crop_size: Sequence[int] | int,
+    samples_per_case: int = 1,
+    flip_prob: float = 0.5,
+    **options: Any,
+) -> Compose:
+    """Return the whole training chain, flat, so that `CacheDataset` keeps everything before the random crops.
+
+    Nothing in it writes into its input: ``CacheDataset(..., copy_cache=False)`` is safe and twice as fast.
+
+    Args:
+        modality: ``mr``, ``ct`` or ``image2d``.
+        spatial_dims: 2 or 3.
+        crop_size: voxels along each axis.
+        samples_per_case: how many crops come from one case.
+        flip_prob: chance of a flip along each axis.
+        options: further arguments of `deterministic`.
+    """
+    crops = random_crops(
+        spatial_dims=spatial_dims,
+        crop_size=crop_size,
+        samples_per_case=samples_per_case,
+        flip_prob=flip_prob,
+        keys=options.get("keys", "image"),
+    )
+    return _join(deterministic(modality, spatial_dims=spatial_dims, **options), crops)
+
+
+def validation_preprocessing(
+    modality: str,
+    *,
+    spatial_dims: int,
+    crop_size: Sequence[int] | int,
+    samples_per_case: int = 1,
+    seed: int = 0,
+    **options: Any,
+) -> Compose:
+    """Return the whole validation chain: that of training, with crops that are the same every time.
+
+    Args:
+        modality: ``mr``, ``ct`` or ``image2d``.
+        spatial_dims: 2 or 3.
+        crop_size: voxels along each axis.
+        samples_per_case: how many crops come from one case.
+        seed: seed of the places.
+        options: further arguments of `deterministic`.
+    """
+    crops = fixed_crops(
+        spatial_dims=spatial_dims,
+        crop_size=crop_size,
+        samples_per_case=samples_per_case,
+        seed=seed,
+        keys=options.get("keys", "image"),
+    )
+    return _join(deterministic(modality, spatial_dims=spatial_dims, **options), crops)
+
+
+class CheckChannelsd(MapTransform):
+    """Stop at an image whose number of channels is not the one expected, and name the file.
+
+    Args:
+        keys: entries of shape [C, *S].
+        channels: the number of channels expected.
+
+    Raises:
+        ValueError: on call, when the number is another.
+    """
+
+    def __init__(self, keys: KeysCollection, channels: int) -> None:
+        super().__init__(keys)
+        self.channels = channels
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return ``data`` as it is."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            found = result[key].shape[0]
+            if found != self.channels:
+                name = Path(str(result[key].meta.get("filename_or_obj", key))).name
+                raise ValueError(f"{name} has {found} channel(s), expected channels={self.channels}.")
+        return result
+
+
+def _join(*chains: Compose) -> Compose:
+    """Return one flat Compose; a nested one would count as random as a whole and never be cached."""
+    return Compose([step for chain in chains for step in chain.transforms])
+
+
+def _axes_mm(spacing_mm: Sequence[float] | float, spatial_dims: int) -> tuple[float, ...]:
+    """Return the spacing for three axes; slices of a 2D recipe keep their distance."""
+    given = ensure_tuple_rep(spacing_mm, spatial_dims)
+    return (*given, *(0.0,) * (3 - len(given)))
+
+
+def _check_options(modality: str, spatial_dims: int, spacing_mm: Sequence[float] | float | None) -> None:
+    if modality not in MODALITIES:
+        raise ValueError(f"modality must be one of {', '.join(MODALITIES)}, got {modality!r}.")
+    if spatial_dims not in (2, 3):
+        raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
+    if modality == "image2d" and (spatial_dims != 2 or spacing_mm is not None):
+        raise ValueError("modality image2d goes with spatial_dims=2 and without spacing_mm: pictures have no spacing.")

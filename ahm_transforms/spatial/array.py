@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Resample to another voxel spacing with one torch interpolation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
+from monai.transforms import InvertibleTransform, SpatialResample
+from monai.transforms.inverse import TraceableTransform
+from monai.utils import TraceKeys, TransformBackends
+
+_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+_SAME = 1e-3  # spacings this close, relative to each other, are the same
+_WHOLE = 1e-3  # a size this close to a whole number of voxels is that number
+
+
+class ResampleToSpacing(InvertibleTransform):
+    """Resample a `MetaTensor` [C, *S] linearly to ``spacing_mm``, along its own axes.
+
+    The image keeps its axes and its field of view: voxel edges stay where they are, and a rest smaller than a voxel
+    is dropped at the far end. The affine says exactly where the new voxels lie. Because the axes stay, one
+    `torch.nn.functional.interpolate` does what MONAI's `Spacing` samples from a dense grid of coordinates: values
+    agree with `SpatialResample` onto the same affine, in a fraction of the time (``benchmarks.loading``).
+    `Invertd` brings results back to the old grid.
+
+    Args:
+        spacing_mm: new spacing, one number for all axes or one per axis. Axes beyond its end, and entries of 0 or
+            below, keep the spacing they have.
+
+    Raises:
+        TypeError: on call, when the image is no `MetaTensor` and so has no spacing.
+
+    Example:
+        >>> img = MetaTensor(torch.rand(1, 8, 8, 4), affine=torch.diag(torch.tensor([1.0, 1.0, 3.0, 1.0])))
+        >>> ResampleToSpacing(1.0)(img).shape
+        torch.Size([1, 8, 8, 12])
+    """
+
+    backend = [TransformBackends.TORCH]  # noqa: RUF012  # MONAI declares it as a plain list
+
+    def __init__(self, spacing_mm: Sequence[float] | float) -> None:
+        self.spacing_mm = spacing_mm
+        self._back = SpatialResample(padding_mode="border", dtype=torch.float32)
+
+    def __call__(self, img: torch.Tensor) -> MetaTensor:
+        """Return the resampled image, float32."""
+        if not isinstance(img, MetaTensor):
+            raise TypeError(f"resampling needs a MetaTensor, whose affine holds the spacing, got {type(img).__name__}.")
+        zoom = self._zoom(img)
+        if np.allclose(zoom, 1, rtol=0, atol=_SAME):
+            return self._traced(img, img.to(torch.float32), None)
+        xform = np.diag([*(1 / zoom), 1.0])
+        xform[:-1, -1] = 0.5 / zoom - 0.5  # centre of the first new voxel, in old voxels
+        return self._traced(img, _interpolate(img.as_tensor().to(torch.float32), zoom), xform)
+
+    def inverse(self, data: MetaTensor) -> MetaTensor:
+        """Bring ``data`` back to the grid that the image had before."""
+        info = self.pop_transform(data)
+        extra = info[TraceKeys.EXTRA_INFO]
+        with self._back.trace_transform(False):
+            back = self._back(
+                data, dst_affine=extra["src_affine"], spatial_size=info[TraceKeys.ORIG_SIZE], mode=extra["mode"]
+            )
+        return back
+
+    def _zoom(self, img: MetaTensor) -> np.ndarray:
+        """Return how many new voxels come for one old voxel along each axis."""
+        sizes = np.array(img.shape[1:])
+        spacing = np.asarray(affine_to_spacing(img.affine, len(sizes)), dtype=float)
+        wanted = np.zeros(len(sizes))
+        given = np.atleast_1d(np.asarray(self.spacing_mm, dtype=float))
+        wanted[: len(given) if len(given) > 1 else None] = given[: len(sizes)]
+        zoom = np.where(wanted > 0, spacing / np.where(wanted > 0, wanted, 1), 1.0)
+        zoom = np.maximum(zoom, 1 / sizes)  # an axis thinner than one new voxel becomes one voxel
+        # spacings come as rounded decimals and single floats: 30 voxels of 0.1 mm are 10 of 0.3 mm, not 9.9999
+        whole = np.round(zoom * sizes)
+        return np.where(np.abs(zoom * sizes - whole) < _WHOLE, whole / sizes, zoom)
+
+    def _traced(self, img: MetaTensor, values: torch.Tensor, xform: np.ndarray | None) -> MetaTensor:
+        meta = TraceableTransform.track_transform_meta(
+            img,
+            sp_size=values.shape[1:],
+            affine=xform,
+            extra_info={"mode": "bilinear", "src_affine": img.affine},
+            orig_size=img.shape[1:],
+            transform_info=self.get_transform_info(),
+            lazy=False,
+        )
+        return MetaTensor(values).copy_meta_from(meta)
+
+
+def _interpolate(values: torch.Tensor, zoom: np.ndarray) -> torch.Tensor:
+    """Interpolate [C, *S] linearly, output voxel i at (i + 0.5) / zoom - 0.5, edge values beyond the border."""
+    dims = values.ndim - 1
+    # Images from disk vary fastest along their first axis; with the axes turned round they are contiguous.
+    turned = values.permute(0, *range(dims, 0, -1))
+    factor = tuple(float(z) * (1 + 1e-12) for z in zoom[::-1])  # interpolate() rounds the size down
+    out = torch.nn.functional.interpolate(
+        turned.unsqueeze(0), scale_factor=factor, mode=_MODES[dims], align_corners=False, recompute_scale_factor=False
+    )
+    return out.squeeze(0).permute(0, *range(dims, 0, -1))

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+import os
+
+import pytest
+import torch
+
+from ahm_engines import MaskedEvaluator, MaskedTrainer
+from ahm_engines.handlers import Checkpoints, EpochSeeds, load_checkpoint, save_checkpoint
+from ahm_networks import ActorCriticMasker, CurriculumMasker, ReconstructionUNet
+from monai.data import DataLoader, Dataset
+from monai.transforms import Compose, RandFlipd, RandGaussianNoised
+
+SMALL = {"channels": (4, 8), "strides": (2,), "num_res_units": 0}
+
+
+def run(folder, epochs, *, resume=False, seed=0, workers=0, stop_after=None, masker_seed=0):
+    """Train on random crops in random order with random noise; everything that can differ, would."""
+    torch.manual_seed(seed)
+    network = ReconstructionUNet(2, backbone_args={**SMALL, "dropout": 0.2})
+    masker = CurriculumMasker(ActorCriticMasker(2, 8, 0.5, seed=masker_seed), policy_share=(0.5, 0.5), warm_up=0.0)
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
+    masker_optimizer = torch.optim.Adam(masker.parameters(), 1e-3)
+    generator = torch.Generator().manual_seed(1)
+    items = [{"image": torch.rand(1, 16, 16, generator=generator)} for _ in range(6)]
+    transform = Compose([RandFlipd("image", prob=0.5, spatial_axis=0), RandGaussianNoised("image", prob=1.0)])
+    loader = DataLoader(Dataset(items, transform), batch_size=2, shuffle=True, num_workers=workers)
+    evaluator = MaskedEvaluator("cpu", DataLoader(Dataset(items), batch_size=2), network, masker)
+    objects = {"model": network, "masker": masker, "optimizer": optimizer, "masker_optimizer": masker_optimizer}
+    trainer = MaskedTrainer(
+        "cpu",
+        epochs,
+        loader,
+        network,
+        optimizer,
+        masker,
+        masker_optimizer=masker_optimizer,
+        epoch_length=4,  # not the loader's length: an epoch's end must not leave half an iterator behind
+        train_handlers=[
+            EpochSeeds(seed, masker),
+            Checkpoints(folder, objects, evaluator=evaluator, resume=resume, provenance={"method": "test"}),
+        ],
+    )
+    if stop_after is not None:
+        from ignite.engine import Events
+
+        def stop():
+            raise KeyboardInterrupt
+
+        trainer.add_event_handler(Events.ITERATION_COMPLETED(once=stop_after), stop)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+    else:
+        trainer.run()
+    return network, masker
+
+
+def assert_same(first, second):
+    for a, b in zip(first, second, strict=True):
+        for (name, x), y in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+            assert torch.equal(x, y), name
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_two_runs_with_one_seed_are_identical_and_another_seed_differs(tmp_path, workers):
+    first, second = (run(tmp_path / name, 2, workers=workers) for name in "ab")
+    assert_same(first, second)
+    other = run(tmp_path / "c", 2, seed=1, workers=workers)
+    assert not torch.equal(next(first[0].parameters()), next(other[0].parameters()))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_stopped_in_mid_epoch_and_resumed_ends_like_an_unbroken_one(tmp_path, workers):
+    unbroken = run(tmp_path / "whole", 4, workers=workers)
+    run(tmp_path / "broken", 4, stop_after=10, workers=workers)
+    assert load_checkpoint(tmp_path / "broken" / "last.pt")["trainer"]["epoch"] == 2
+    resumed = run(tmp_path / "broken", 4, resume=True, workers=workers, masker_seed=9)
+    assert_same(unbroken, resumed)
+
+
+def test_resuming_without_a_checkpoint_starts_anew(tmp_path):
+    assert_same(run(tmp_path / "a", 1), run(tmp_path / "b", 1, resume=True))
+
+
+def test_checkpoints_hold_provenance_and_load_with_weights_only(tmp_path):
+    run(tmp_path, 1)
+    content = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert content["provenance"] == {"method": "test"}
+    assert set(content) == {"model", "masker", "optimizer", "masker_optimizer", "trainer", "best", "provenance"}
+
+
+def test_the_old_checkpoint_survives_a_failed_write(tmp_path, monkeypatch):
+    network = torch.nn.Linear(2, 2)
+    path = save_checkpoint(tmp_path / "last.pt", {"model": network})
+    before = path.read_bytes()
+
+    def half(content, file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(path, {"model": network})
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["last.pt"]
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_and_nothing_is_loaded(tmp_path):
+    path = save_checkpoint(tmp_path / "model.pt", {"model": torch.nn.Linear(2, 3)})
+    other = torch.nn.Linear(2, 4)
+    before = other.weight.clone()
+    with pytest.raises(ValueError, match=r"model\.pt: 'model' was saved from another architecture") as error:
+        load_checkpoint(path, {"model": other})
+    assert "weight (3, 2) instead of (4, 2)" in str(error.value)
+    assert torch.equal(other.weight, before)
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 half of one"])
+def test_damaged_files_are_named(tmp_path, content):
+    path = tmp_path / "last.pt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"last\.pt: not a readable checkpoint"):
+        load_checkpoint(path)
+
+
+def test_missing_files_and_entries_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+        load_checkpoint(tmp_path / "none.pt")
+    path = save_checkpoint(tmp_path / "model.pt", {"model": torch.nn.Linear(1, 1)})
+    with pytest.raises(ValueError, match=r"expected entries \['masker'\], the checkpoint has \['model'\]"):
+        load_checkpoint(path, {"masker": torch.nn.Linear(1, 1)})
+
+
+def test_an_output_folder_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="cannot write to this output folder"):
+        Checkpoints(tmp_path / "file" / "models", {})
+
+
+def test_persistent_workers_are_refused():
+    loader = torch.utils.data.DataLoader([1], num_workers=1, persistent_workers=True)
+    network = ReconstructionUNet(2, backbone_args=SMALL)
+    with pytest.raises(ValueError, match="persistent_workers"):
+        MaskedTrainer(
+            "cpu",
+            1,
+            loader,
+            network,
+            torch.optim.Adam(network.parameters()),
+            ActorCriticMasker(2, 8, 0.5),
+            train_handlers=[EpochSeeds(0)],
+        )

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ahm_transforms.io import load_cases
+from tests.fixtures_data import write_nifti
+
+
+def test_summary_tells_counts_and_ranges_and_no_names(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "Doe_Jane.nii.gz", (8, 9, 10), np.diag([1.0, 1.0, 3.0, 1.0]))
+    write_nifti(tmp_path / "Roe_Rick.nii.gz", (12, 9, 7))
+    cases = load_cases(tmp_path, val_fraction=0.5)
+    assert cases.summary() == {
+        "training_cases": 1,
+        "training_patients": 1,
+        "validation_cases": 1,
+        "validation_patients": 1,
+        "left_out": 0,
+        "images_3d": {
+            "shape_min": [8, 9, 7],
+            "shape_max": [12, 9, 10],
+            "spacing_mm_min": [1.0, 1.0, 1.0],
+            "spacing_mm_max": [1.0, 1.0, 3.0],
+        },
+    }
+    assert "Doe" not in json.dumps(cases.summary())
+
+
+def test_cases_have_no_entry_that_trips_spacingd(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "a.nii.gz")
+    (case,) = load_cases(tmp_path, val_fraction=0).training
+    assert not [key for key in case if key.startswith("image_")]
+
+
+def test_the_same_image_twice_is_refused(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "a.nii")
+    write_nifti(tmp_path / "a.nii.gz")
+    with pytest.raises(ValueError, match=r"same case_id, keep one of each: a\.nii, a\.nii\.gz"):
+        load_cases(tmp_path)
+
+
+def test_spatial_dims_must_be_two_or_three(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="spatial_dims must be 2 or 3, got 4"):
+        load_cases(tmp_path, spatial_dims=4)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import logging
+import pickle
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from ahm_transforms.io import BadCasesError, LeftOut, load_cases
+from tests.fixtures_data import real_data, write_nifti
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_every_bad_file_is_listed_with_its_reason(tmp_path: Path) -> None:
+    for name in ("good", "truncated", "short"):
+        write_nifti(tmp_path / f"{name}.nii.gz", (20, 20, 20))
+    truncate(tmp_path / "truncated.nii.gz")
+    (tmp_path / "text.nii.gz").write_text("this is no image")
+    (tmp_path / "empty.nii").touch()
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG broken")
+    write_nifti(tmp_path / "flat.nii.gz", (20, 20))
+    write_nifti(tmp_path / "small.nii.gz", (20, 4, 20))
+    write_nifti(tmp_path / "channels.nii.gz", (20, 20, 20, 2))
+    with pytest.raises(BadCasesError) as caught:
+        load_cases(tmp_path, min_size=8, channels=1)
+    reasons = {bad.name: bad.reason for bad in caught.value.bad}
+    assert set(reasons) == {
+        *("truncated.nii.gz", "text.nii.gz", "empty.nii", "picture.png"),
+        *("flat.nii.gz", "small.nii.gz", "channels.nii.gz"),
+    }
+    for name in ("truncated.nii.gz", "text.nii.gz", "empty.nii", "picture.png"):
+        assert "cannot be read" in reasons[name]
+    assert "expected 3 spatial axes" in reasons["flat.nii.gz"]
+    assert "has size (20, 4, 20), smaller than one patch (8, 8, 8)" in reasons["small.nii.gz"]
+    assert "has 2 channel(s), expected 1" in reasons["channels.nii.gz"]
+    text = str(caught.value)
+    assert "--skip_bad true" in text
+    assert all(name in text and reason in text for name, reason in reasons.items())
+
+
+def test_skip_bad_leaves_them_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_nifti(tmp_path / "good.nii.gz")
+    (tmp_path / "text.nii.gz").write_text("no image")
+    with caplog.at_level(logging.WARNING):
+        cases = load_cases(tmp_path, skip_bad=True, val_fraction=0)
+    assert [case["case_id"] for case in cases.training] == ["good"]
+    assert [left.name for left in cases.left_out] == ["text.nii.gz"]
+    assert "text.nii.gz" in caplog.text
+    (tmp_path / "good.nii.gz").unlink()
+    with pytest.raises(BadCasesError, match=r"text\.nii\.gz"):
+        load_cases(tmp_path, skip_bad=True)
+
+
+def test_truncated_pictures_are_found(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    truncate(tmp_path / "a.png")
+    with pytest.raises(BadCasesError, match=r"a\.png: cannot be read"):
+        load_cases(tmp_path, spatial_dims=2)
+
+
+def test_nan_and_constant_images_are_reported_and_stay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = np.random.default_rng(0).random((8, 8, 8)).astype(np.float32)
+    nib.save(nib.Nifti1Image(values * 0 + 5, np.eye(4)), tmp_path / "constant.nii.gz")
+    values[2, 3, 4] = np.nan
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "nan.nii.gz")
+    with caplog.at_level(logging.WARNING):
+        cases = load_cases(tmp_path, val_fraction=0)
+    assert len(cases.training) == 2
+    assert "constant.nii.gz (constant), nan.nii.gz (NaN or infinite)" in caplog.text
+
+
+def test_sizes_are_compared_in_the_axes_that_the_recipe_sees(tmp_path: Path) -> None:
+    sagittal = np.array([[0, 0, 4.0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])  # slices along the last axis
+    write_nifti(tmp_path / "a.nii.gz", (30, 28, 6), sagittal)
+    assert load_cases(tmp_path, min_size=(6, 30, 28)).geometry["a"] == ((6, 30, 28), (4.0, 1.0, 1.0))
+    with pytest.raises(BadCasesError, match=r"\(6, 30, 28\), smaller than one patch \(8, 8, 8\)"):
+        load_cases(tmp_path, min_size=8)
+
+
+def test_volumes_serve_2d_and_only_the_slices_must_be_large_enough(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "a.nii.gz", (30, 28, 2))
+    assert load_cases(tmp_path, spatial_dims=2, min_size=16, val_fraction=0).training
+
+
+def test_error_survives_pickling() -> None:
+    error = pickle.loads(pickle.dumps(BadCasesError([LeftOut("a", "b")])))
+    assert error.bad == [("a", "b")]
+
+
+@pytest.mark.parametrize(
+    ("folder", "dims", "count"), [("hippocampus_mr/images", 3, 160), ("busi_ultrasound/images", 2, 780)]
+)
+def test_real_folders_are_clean(folder: str, dims: int, count: int) -> None:
+    cases = load_cases(real_data(folder), spatial_dims=dims, min_size=16, channels=1)
+    assert len(cases.training) + len(cases.validation) == count
+    assert len(cases.validation) == count // 5
+
+
+def test_real_patients_with_two_phases_stay_together() -> None:
+    cases = load_cases(real_data("acdc_cine_mr/images"), patient_pattern=r"(patient\d+)", spatial_dims=2)
+    summary = cases.summary()
+    assert (summary["training_patients"], summary["training_cases"]) == (8, 16)
+    assert (summary["validation_patients"], summary["validation_cases"]) == (2, 4)

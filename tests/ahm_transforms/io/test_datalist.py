@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from ahm_transforms.io import load_cases
+from tests.fixtures_data import write_nifti
+
+
+def write(folder: Path, content: object, names: str = "abcd") -> Path:
+    for name in names:
+        write_nifti(folder / f"imagesTr/{name}.nii.gz")
+    path = folder / "dataset.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_decathlon_form_with_a_drawn_split(tmp_path: Path) -> None:
+    entries = [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in "abc"]
+    path = write(tmp_path, {"training": [*entries, "imagesTr/d.nii.gz"], "test": ["./imagesTs/z.nii.gz"]})
+    cases = load_cases(datalist=path, val_fraction=0.25)
+    assert (len(cases.training), len(cases.validation)) == (3, 1)
+    assert {case["case_id"] for case in cases.training + cases.validation} == {f"imagesTr_{name}" for name in "abcd"}
+    assert set(cases.training[0]) == {"image", "case_id", "patient_id"}
+
+
+def test_validation_list_is_used_as_it_is(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, {"training": ["imagesTr/b.nii.gz", "imagesTr/c.nii.gz"], "validation": ["imagesTr/a.nii.gz"]}
+    )
+    cases = load_cases(datalist=path)
+    assert [case["case_id"] for case in cases.validation] == ["imagesTr_a"]
+    assert [case["case_id"] for case in cases.training] == ["imagesTr_b", "imagesTr_c"]
+
+
+def test_patients_come_from_the_entry_or_the_pattern(tmp_path: Path) -> None:
+    entries = [
+        {"image": "imagesTr/a.nii.gz", "subject": 7},
+        {"image": "imagesTr/b.nii.gz", "patient_id": "p"},
+        {"image": "imagesTr/c.nii.gz"},
+    ]
+    path = write(tmp_path, {"training": entries})
+    cases = load_cases(datalist=path, val_fraction=0, patient_pattern="([c])\\.nii")
+    assert [case["patient_id"] for case in cases.training] == ["7", "p", "c"]
+
+
+def test_paths_are_relative_to_the_folder_if_one_is_given(tmp_path: Path) -> None:
+    write(tmp_path / "data", {"training": []})
+    path = write(tmp_path, {"training": ["imagesTr/a.nii.gz"]}, names="")
+    assert len(load_cases(tmp_path / "data", datalist=path, val_fraction=0).training) == 1
+
+
+def test_a_patient_in_both_lists_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = ({"image": f"imagesTr/{name}.nii.gz", "patient_id": "p"} for name in "ab")
+    path = write(tmp_path, {"training": [first], "validation": [second]})
+    with caplog.at_level(logging.WARNING):
+        load_cases(datalist=path)
+    assert "1 patient(s) are in both training and validation" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{not json", "not valid JSON"),
+        ([], 'needs a list "training"'),
+        ({"training": []}, 'needs a list "training"'),
+        ({"training": [{"label": "x"}]}, r"training\[0\] must be a path"),
+        ({"training": ["imagesTr/a.nii.gz"], "validation": [3]}, r"validation\[0\] must be a path"),
+        ({"training": ["imagesTr/a.nii.gz", "imagesTr/a.nii.gz"]}, "same case_id"),
+        ({"training": ["imagesTr/a.nii.gz", "imagesTr/gone.nii.gz"]}, "gone.nii.gz: the file does not exist"),
+    ],
+)
+def test_wrong_datalists_are_clear_errors(tmp_path: Path, content: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_cases(datalist=write(tmp_path, content))
+
+
+def test_absent_datalist(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"datalist .*none\.json does not exist"):
+        load_cases(datalist=tmp_path / "none.json")

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from monai.data import ITKReader
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEG2000Lossless, generate_uid
+
+from ahm_transforms.io import BadCasesError, CaseReader, find_cases, load_cases, load_image
+from tests.fixtures_data import AXIAL, CORONAL, OBLIQUE, PATIENT_ID, PATIENT_NAME, real_data, write_series, write_slice
+
+
+def only_case(folder: Path) -> dict:
+    (case,) = find_cases(folder).cases
+    return case
+
+
+def test_series_in_one_folder_are_told_apart_and_files_of_one_series_may_lie_in_several(tmp_path: Path) -> None:
+    first = write_series(tmp_path / "study/a", slices=4)
+    write_series(tmp_path / "study/b", slices=5, size=(8, 9))
+    for path in (tmp_path / "study/b").iterdir():  # no suffix, mixed into the other folder
+        path.rename(tmp_path / "study/a" / f"{path.name}.other")
+    moved = tmp_path / "study/a/IM0002"
+    moved.rename(tmp_path / "study/b/anything.xyz")
+    (tmp_path / "study/README.txt").write_text("notes")
+    cases = sorted(find_cases(tmp_path).cases, key=lambda case: len(case["image"]))
+    assert [len(case["image"]) for case in cases] == [4, 5]
+    assert Path(cases[0]["image"][2]).name == "anything.xyz"
+    np.testing.assert_array_equal(load_image(cases[0]["image"]).numpy(), first.transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize("orientation", [AXIAL, CORONAL, OBLIQUE])
+@pytest.mark.parametrize("reverse_names", [False, True])
+def test_volume_and_affine_are_those_of_monai(tmp_path: Path, orientation: tuple, reverse_names: bool) -> None:
+    write_series(tmp_path, orientation=orientation, reverse_names=reverse_names)
+    reader = ITKReader()
+    wanted, wanted_meta = reader.get_data(reader.read(str(tmp_path)))
+    image = load_image(only_case(tmp_path)["image"])
+    np.testing.assert_array_equal(image.numpy(), wanted)
+    np.testing.assert_allclose(image.affine.numpy(), wanted_meta["affine"], atol=1e-5)
+
+
+def test_slices_are_sorted_by_position_whatever_their_names(tmp_path: Path) -> None:
+    straight = write_series(tmp_path / "a", orientation=OBLIQUE)
+    write_series(tmp_path / "b", orientation=OBLIQUE, reverse_names=True)
+    images = [load_image(only_case(tmp_path / name)["image"]) for name in "ab"]
+    np.testing.assert_array_equal(images[1].numpy(), straight.transpose(2, 1, 0))
+    np.testing.assert_allclose(images[0].affine, images[1].affine)
+
+
+def test_affine_puts_the_first_voxel_where_the_header_says(tmp_path: Path) -> None:
+    write_series(tmp_path, orientation=AXIAL, gap_mm=2.5)
+    affine = load_image(only_case(tmp_path)["image"]).affine.numpy()
+    # DICOM: row spacing 0.8, column spacing 1.1, position (-30, 12, 5) in LPS
+    np.testing.assert_allclose(affine, [[-1.1, 0, 0, 30], [0, -0.8, 0, -12], [0, 0, 2.5, 5], [0, 0, 0, 1]], atol=1e-6)
+
+
+def test_rescale_slope_and_intercept_are_applied(tmp_path: Path) -> None:
+    stored = write_series(tmp_path, RescaleSlope="2", RescaleIntercept="-1024")
+    image = load_image(only_case(tmp_path)["image"])
+    np.testing.assert_array_equal(image.numpy(), stored.transpose(2, 1, 0) * 2.0 - 1024)
+
+
+def test_reader_works_in_monai_load_image(tmp_path: Path) -> None:
+    from monai.transforms import LoadImage
+
+    stored = write_series(tmp_path)
+    image = LoadImage(reader=CaseReader())(only_case(tmp_path)["image"])
+    np.testing.assert_array_equal(image.numpy(), stored.transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
+        ({"slices": 1}, "single slice"),
+        ({"NumberOfFrames": 4}, "multi-frame"),
+        ({"gap_mm": 0.0}, "one position"),
+        ({"ImagePositionPatient": None}, "without position"),
+        ({"Rows": None, "Columns": None, "Modality": "SR"}, "modality SR"),
+    ],
+)
+def test_what_is_no_volume_is_left_out_by_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, tags: dict, reason: str
+) -> None:
+    write_series(tmp_path / "good")
+    write_series(tmp_path / "study/odd", SeriesNumber=9, **({"slices": 3} | tags))
+    with caplog.at_level(logging.WARNING):
+        cases = load_cases(tmp_path, val_fraction=0)
+    assert len(cases.training) == 1
+    ((name, why),) = cases.left_out
+    assert name == "series 9 in study/odd"
+    assert reason in why
+    assert "series 9 in study/odd" in caplog.text
+
+
+def test_mixed_orientations_are_a_localizer(tmp_path: Path) -> None:
+    uid = generate_uid()
+    write_series(tmp_path / "good")
+    write_series(tmp_path / "scout", slices=3, orientation=AXIAL, SeriesInstanceUID=uid)
+    write_series(tmp_path / "scout/more", slices=3, orientation=CORONAL, SeriesInstanceUID=uid)
+    (left,) = find_cases(tmp_path).left_out
+    assert "mixed slice orientations" in left.reason
+
+
+@pytest.mark.parametrize(("gap", "slices"), [((3,), 7), ((1, 2), 6)])
+def test_missing_slices_stop_the_run_and_are_named(tmp_path: Path, gap: tuple, slices: int) -> None:
+    write_series(tmp_path / "s", slices=slices, skip=gap, SeriesNumber=12)
+    with pytest.raises(BadCasesError, match=r"series 12 in s: slices are missing: gaps of \d+\.00 mm") as caught:
+        load_cases(tmp_path)
+    assert f"{2 * (len(gap) + 1):.2f} mm after slice {gap[0]}" in str(caught.value)
+
+
+def test_mixed_sizes_stop_the_run(tmp_path: Path) -> None:
+    uid = generate_uid()
+    write_series(tmp_path / "a", slices=6, size=(16, 20), skip=(5,), SeriesInstanceUID=uid)
+    write_series(tmp_path / "b", slices=6, size=(16, 24), skip=range(5), SeriesInstanceUID=uid)
+    with pytest.raises(BadCasesError, match="mixed sizes: 20 x 16, 24 x 16"):
+        load_cases(tmp_path)
+
+
+def test_truncated_slice_stops_the_run(tmp_path: Path) -> None:
+    write_series(tmp_path, size=(64, 64))
+    path = tmp_path / "IM0003"
+    path.write_bytes(path.read_bytes()[:4000])
+    with pytest.raises(BadCasesError, match="IM0003"):
+        load_cases(tmp_path)
+
+
+def test_pixels_that_cannot_be_decoded_are_named_with_their_transfer_syntax(tmp_path: Path) -> None:
+    garbage = encapsulate([b"\0" * 64])
+    write_series(tmp_path, TransferSyntaxUID=JPEG2000Lossless, PixelData=garbage)
+    with pytest.raises(BadCasesError, match=r"transfer syntax JPEG 2000.*Lossless"):
+        load_cases(tmp_path)
+
+
+def test_skip_bad_goes_on_and_lists_them(tmp_path: Path) -> None:
+    write_series(tmp_path / "good")
+    write_series(tmp_path / "bad", skip=(2,))
+    cases = load_cases(tmp_path, skip_bad=True, val_fraction=0)
+    assert len(cases.training) == 1
+    assert [left.name for left in cases.left_out] == ["series 3 in bad"]
+
+
+def test_a_copy_of_the_study_counts_once(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    assert len(only_case(tmp_path)["image"]) == 6
+
+
+def test_nothing_that_names_the_patient_leaves_the_reader(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", StudyDate="20200102")
+    write_series(tmp_path / "b", slices=1)
+    cases = load_cases(tmp_path)
+    image = load_image(cases.training[0]["image"])
+    told = json.dumps([cases.summary(), cases.left_out, cases.training[0]["case_id"], cases.training[0]["patient_id"]])
+    told += repr(image.meta)
+    for secret in (PATIENT_NAME, PATIENT_ID, "20200102"):
+        assert secret not in told
+
+
+def test_series_of_one_patient_stay_together(tmp_path: Path) -> None:
+    for index, patient in enumerate(("p1", "p1", "p2", "p3", "p3", "p4")):
+        write_series(tmp_path / str(index), PatientID=patient)
+    cases = load_cases(tmp_path, val_fraction=0.5)
+    training, validation = ({case["patient_id"] for case in part} for part in (cases.training, cases.validation))
+    assert len(training) == len(validation) == 2
+    assert not training & validation
+
+
+def test_colour_slices_are_refused_where_one_channel_is_wanted(tmp_path: Path) -> None:
+    uid = generate_uid()
+    for index in range(3):
+        write_slice(
+            tmp_path / f"{index}",
+            np.zeros((8, 8), np.int16),
+            SeriesInstanceUID=uid,
+            ImagePositionPatient=[0, 0, index],
+            ImageOrientationPatient=list(AXIAL),
+            SamplesPerPixel=3,
+            PlanarConfiguration=0,
+            PhotometricInterpretation="RGB",
+            BitsAllocated=8,
+            BitsStored=8,
+            HighBit=7,
+            PixelRepresentation=0,
+            PixelData=bytes(8 * 8 * 3),
+        )
+    with pytest.raises(BadCasesError, match=r"3 channel\(s\), expected 1"):
+        load_cases(tmp_path, channels=1)
+
+
+@pytest.mark.parametrize(
+    ("archive", "shape", "spacing_mm"),
+    [
+        ("mr_t1_mprage_192slices.tgz", [192, 256, 256], [0.9, 0.8594, 0.8594]),
+        ("ct_head_93slices.tgz", [64, 64, 93], [3.2, 3.2, 1.5]),
+    ],
+)
+def test_real_series(tmp_path: Path, archive: str, shape: list, spacing_mm: list) -> None:
+    with tarfile.open(real_data(f"dicom/{archive}")) as tar:
+        tar.extractall(tmp_path, filter="data")
+    cases = load_cases(tmp_path, min_size=32, channels=1)
+    assert len(cases.training) == 1
+    assert cases.summary()["images_3d"]["shape_max"] == shape
+    assert cases.summary()["images_3d"]["spacing_mm_min"] == spacing_mm

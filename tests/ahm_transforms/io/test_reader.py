@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from monai.transforms import EnsureChannelFirst, LoadImage
+from PIL import Image
+
+from ahm_transforms.io import CaseReader, LoadCased, load_image
+from tests.fixtures_data import write_nifti, write_series
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 7), (5, 6), (5, 6, 7, 2)])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_nifti_is_read_as_monai_reads_it(tmp_path: Path, shape: tuple, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    write_nifti(path, shape, np.array([[0, -2.0, 0, 3], [1, 0, 0, 4], [0, 0, 3, 5], [0, 0, 0, 1]]))
+    ours, monai = load_image(path), LoadImage(reader="NibabelReader")(path)
+    assert ours.dtype == monai.dtype
+    np.testing.assert_array_equal(ours.numpy(), monai.numpy())
+    np.testing.assert_array_equal(ours.affine, monai.affine)
+    assert EnsureChannelFirst()(ours).shape == EnsureChannelFirst()(monai).shape
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "channels"),
+    [
+        *(("L", ".png", 1), ("L", ".tif", 1), ("L", ".jpg", 1), ("RGB", ".png", 3), ("RGB", ".tiff", 3)),
+        *(("RGBA", ".png", 3), ("LA", ".png", 1), ("P", ".png", 3), ("1", ".png", 1), ("I;16", ".png", 1)),
+    ],
+)
+def test_pictures_are_grey_or_colour_however_they_are_stored(
+    tmp_path: Path, mode: str, suffix: str, channels: int
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    if mode == "I;16":
+        Image.fromarray(np.full((6, 4), 40_000, np.uint16)).save(path)
+    else:
+        Image.new("RGB", (4, 6), (255, 255, 255)).convert(mode).save(path)
+    image = EnsureChannelFirst()(load_image(path))
+    assert image.shape == (channels, 4, 6)  # width comes first, as in all of MONAI's readers
+    assert image.min() == (40_000 if mode == "I;16" else 255)
+
+
+def test_a_folder_is_one_series(tmp_path: Path) -> None:
+    stored = write_series(tmp_path)
+    np.testing.assert_array_equal(load_image(tmp_path).numpy(), stored.transpose(2, 1, 0))
+
+
+def test_error_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii.gz"
+    write_nifti(path, (20, 20, 20))
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(OSError, match=r"a\.nii\.gz cannot be read"):
+        LoadCased("image")({"image": str(path)})
+
+
+def test_dictionary_form_leaves_the_input_and_other_entries_alone(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "a.nii.gz")
+    case = {"image": str(tmp_path / "a.nii.gz"), "image_path": "x"}
+    loaded = LoadCased(["image", "label"], allow_missing_keys=True)(case)
+    assert loaded["image_path"] == "x" and isinstance(case["image"], str)
+    with pytest.raises(KeyError, match="label"):
+        LoadCased(["image", "label"])(case)
+    assert CaseReader().verify_suffix("anything")

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, Invertd
+
+from ahm_transforms.spatial import CropBlockd, FixedCropSamplesd, RandCropSamplesd
+
+
+def numbered(*shape: int) -> torch.Tensor:
+    return torch.arange(1, 1 + torch.Size(shape).numel()).float().reshape(1, *shape)
+
+
+def test_windows_lie_in_the_image_and_differ() -> None:
+    img = numbered(9, 10, 11)
+    crop = RandCropSamplesd(["image", "copy"], (4, 5, 6), samples=5)
+    crop.set_random_state(seed=0)
+    items = crop({"image": img, "copy": img.clone(), "case_id": "a"})
+    assert len(items) == 5 and len({item["image"].min().item() for item in items}) > 1
+    for item in items:
+        assert item["case_id"] == "a" and torch.equal(item["image"], item["copy"])
+        x, y, z = ((int(item["image"].min()) - 1) // step for step in (110, 11, 1))
+        assert torch.equal(item["image"], img[:, x : x + 4, y % 10 : y % 10 + 5, z % 11 : z % 11 + 6])
+
+
+def test_every_place_can_be_drawn() -> None:
+    crop = RandCropSamplesd("image", (2,), samples=200)
+    crop.set_random_state(seed=0)
+    assert {item["image"][0, 0].item() for item in crop({"image": numbered(5)})} == {1.0, 2.0, 3.0, 4.0}
+
+
+def test_slices_of_volumes() -> None:
+    img = numbered(6, 7, 30)
+    crop = RandCropSamplesd("image", (6, 7), samples=40)
+    crop.set_random_state(seed=0)
+    found = {(item["image"][0, 0, 0].item(), tuple(item["image"].shape)) for item in crop({"image": img})}
+    assert {shape for _, shape in found} == {(1, 6, 7)}
+    assert len(found) > 15
+
+
+def test_small_images_are_padded_evenly_with_zeros() -> None:
+    (item,) = FixedCropSamplesd("image", (6, 4, 5))({"image": torch.ones(2, 3, 4, 5)})
+    assert item["image"].shape == (2, 6, 4, 5)
+    assert item["image"].sum() == 2 * 3 * 4 * 5
+    assert item["image"][:, 1:4].min() == 1  # one row before, two behind
+
+
+def test_windows_rather_hold_something() -> None:
+    img = torch.zeros(1, 64, 64)
+    img[:, :20, :20] = 1
+    shares = []
+    for tries in (1, 8):
+        crop = RandCropSamplesd("image", (16, 16), samples=100, tries=tries)
+        crop.set_random_state(seed=0)
+        shares.append(sum(item["image"].mean() > 0.1 for item in crop({"image": img})))
+    assert shares[1] > 2 * shares[0]
+
+
+def test_an_empty_image_still_gives_windows() -> None:
+    assert len(RandCropSamplesd("image", (4, 4), samples=3)({"image": torch.zeros(1, 8, 8)})) == 3
+
+
+def test_the_same_seed_gives_the_same_windows_and_fixed_ones_never_change() -> None:
+    data = {"image": numbered(20, 20)}
+    random = RandCropSamplesd("image", (4, 4), samples=4)
+    draws = []
+    for seed in (0, 0, 1):
+        random.set_random_state(seed=seed)
+        draws.append([item["image"][0, 0, 0].item() for item in random(data)])
+    assert draws[0] == draws[1] != draws[2]
+    fixed = FixedCropSamplesd("image", (4, 4), samples=4, seed=3)
+    again = pickle.loads(pickle.dumps(fixed))
+    first = [item["image"] for item in fixed(data)]
+    assert all(torch.equal(a, b["image"]) for a, b in zip(first, again(data), strict=True))
+    assert len({window.min().item() for window in first}) > 1
+
+
+def test_windows_are_plain_tensors_that_share_no_memory_with_the_image() -> None:
+    img = MetaTensor(numbered(8, 8))
+    (item,) = FixedCropSamplesd("image", (4, 4))({"image": img})
+    assert type(item["image"]) is torch.Tensor
+    item["image"].zero_()
+    assert torch.equal(img.as_tensor(), numbered(8, 8))
+
+
+def test_wrong_arguments() -> None:
+    with pytest.raises(ValueError, match=r"must be at least 1, got \(4, 0\), 1 and 4"):
+        RandCropSamplesd("image", (4, 0))
+    with pytest.raises(ValueError, match="has more axes than the image"):
+        FixedCropSamplesd("image", (4, 4, 4))({"image": torch.zeros(1, 8, 8)})
+
+
+def test_block_is_cut_and_can_be_inverted() -> None:
+    img = MetaTensor(numbered(6, 8, 10))
+    chain = Compose([CropBlockd("image")])
+    data = chain({"image": img, "block": [[1, 5], [0, 8], [4, 10]], "case_id": "a"})
+    assert torch.equal(data["image"].as_tensor(), img[:, 1:5, :, 4:].as_tensor())
+    assert data["image"].affine[:3, 3].tolist() == [1, 0, 4]
+    assert set(data) == {"image", "case_id"}
+    back = Invertd("image", transform=chain, orig_keys="image", nearest_interp=False)(data)["image"]
+    assert back.shape == img.shape and torch.equal(back[:, 1:5, :, 4:], data["image"])
+
+
+def test_block_holds_no_memory_of_the_whole_image_and_no_block_is_the_whole() -> None:
+    img = numbered(6, 8, 10)
+    cut = CropBlockd("image")({"image": img, "block": [[0, 2], [0, 2], [0, 2]]})["image"]
+    assert cut.untyped_storage().nbytes() == 8 * 4
+    assert torch.equal(CropBlockd("image")({"image": img})["image"], img)
