@@ -26,10 +26,11 @@ __all__ = ["MaskedEvaluator"]
 
 
 class MaskedEvaluator(Evaluator):
-    """Rebuild every image twice: under the masker's own mask, and under a uniform one of the same ratio.
+    """Rebuild every image twice: under the masker's own mask, and under a uniform one of the same cells allowed.
 
-    The uniform masks are the same in every epoch and for every masker, so their scores compare networks; the key
-    metric is ``random_psnr``. The masker's own mask tells what the masker has learned. Metrics, means over images:
+    The uniform masks are the same in every epoch, and for every masker of the same patch size, ratio and foreground
+    threshold, so their scores compare networks; the key metric is ``random_psnr``. The masker's own mask tells what
+    the masker has learned. Metrics, means over images:
 
     - ``psnr``, ``ssim``: hidden voxels under the masker's mask, in dB and in [-1, 1].
     - ``random_psnr``, ``random_ssim``: the same under uniform masks.
@@ -90,7 +91,12 @@ class MaskedEvaluator(Evaluator):
         self.precision = Precision(device, amp, amp_kwargs)
         self.network = network
         self.masker = masker
-        self.reference = UniformMasker(masker.spatial_dims, masker.patch_size, masker.mask_ratio)
+        self.reference = UniformMasker(
+            masker.spatial_dims,
+            masker.patch_size,
+            masker.mask_ratio,
+            foreground_threshold=masker.foreground_threshold,
+        )
         self.loss_function = loss_function or MaskedLoss()
         self.data_range = data_range
         self.foreground_threshold = foreground_threshold

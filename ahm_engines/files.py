@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["write_atomically", "write_json", "writable_folder"]
+__all__ = ["writable_folder", "write_atomically", "write_json"]
 
 
 def writable_folder(folder: str | Path) -> Path:
@@ -29,7 +29,7 @@ def writable_folder(folder: str | Path) -> Path:
     return path
 
 
-def write_atomically(path: str | Path, write: Callable[[BinaryIO], None]) -> Path:
+def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> Path:
     """Let ``write`` fill a temporary file beside ``path``, then move it there in one step.
 
     Args:
@@ -52,4 +52,4 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], None]) -> Pat
 def write_json(path: str | Path, content: Mapping[str, Any]) -> Path:
     """Write readable JSON atomically; what JSON does not know is written as text."""
     text = json.dumps(content, indent=2, default=str, ensure_ascii=False) + "\n"
-    return write_atomically(path, lambda file: file.write(text.encode()) and None)
+    return write_atomically(path, lambda file: file.write(text.encode()))

@@ -40,7 +40,7 @@ class MaskingPredictor(nn.Module):
         self.masker = masker
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return policy map ``[B, 1, *S]``, mask ``[B, 1, *S]`` and composite ``[B, C, *S]``, all of the image's type."""
+        """Return policy map and mask ``[B, 1, *S]`` and composite ``[B, C, *S]``, all of the image's type."""
         if isinstance(image, MetaTensor):
             image = image.as_tensor()
         decision = self.masker(image)

@@ -32,6 +32,8 @@ def hidden_ssim(
 ) -> Tensor:
     """Structural similarity of the composite to the image, averaged over hidden voxels (Wang et al. 2004).
 
+    Voxels nearer to the border than half a window have no similarity and do not count.
+
     Raises:
         ValueError: when the image is smaller than the window.
     """
@@ -48,7 +50,8 @@ def hidden_ssim(
         data_range=data_range,
         kernel_type=KernelType.GAUSSIAN,
     )
-    inner = mask[(..., *[slice(window // 2, s - window // 2) for s in mask.shape[2:]])]
+    edge = window // 2
+    inner = mask[(slice(None), slice(None), *(slice(edge, size - edge) for size in mask.shape[2:]))]
     return masked_mean(similarity.mean(1).flatten(1), inner.flatten(1))
 
 

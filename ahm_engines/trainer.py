@@ -141,7 +141,7 @@ class MaskedTrainer(Trainer):
         total = self.state.max_epochs * (self.state.epoch_length or 1)
         return min(max(self.state.iteration - 1, 0) / max(total, 1), 1.0)
 
-    def run(self) -> None:  # type: ignore[override]
+    def run(self) -> None:
         """Train until ``max_epochs``."""
         Workflow.run(self)  # not Trainer.run: it would make a gradient scaler of its own
 
@@ -235,5 +235,5 @@ def _memory_format(channels_last: bool, network: nn.Module) -> torch.memory_form
         return None
     dims = max((p.ndim for p in network.parameters()), default=4)
     memory_format = torch.channels_last_3d if dims == 5 else torch.channels_last
-    network.to(memory_format=memory_format)
+    network.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stubs know 2D layouts only
     return memory_format

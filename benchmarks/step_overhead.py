@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a learned mask costs: one training step with each masker over one with uniform masks.
 
-    python -m benchmarks.step_overhead [--all] [--rounds 30]
+python -m benchmarks.step_overhead [--all] [--rounds 30]
 """
 
 from __future__ import annotations

@@ -141,9 +141,7 @@ class Checkpoints:
             return
         state = self.trainer.state
         place = {"epoch": state.epoch, "iteration": state.iteration, "epoch_length": state.epoch_length}
-        save_checkpoint(
-            self.folder / name, self.objects, trainer=place, best=self._best(), provenance=self.provenance
-        )
+        save_checkpoint(self.folder / name, self.objects, trainer=place, best=self._best(), provenance=self.provenance)
 
     def _best(self) -> dict[str, Any]:
         if self.evaluator is None:

@@ -46,7 +46,13 @@ class CurriculumMasker(Masker):
         warm_up: float = 0.15,
         mask_ratio: tuple[float, float] | None = None,
     ) -> None:
-        super().__init__(masker.spatial_dims, masker.patch_size, masker.mask_ratio, seed=masker._generator.initial_seed() + SEED_STEP)
+        super().__init__(
+            masker.spatial_dims,
+            masker.patch_size,
+            masker.mask_ratio,
+            foreground_threshold=masker.foreground_threshold,
+            seed=masker._generator.initial_seed() + SEED_STEP,
+        )
         if not all(0.0 <= share <= 1.0 for share in policy_share):
             raise ValueError(f"policy_share: expected two numbers in [0, 1], got {policy_share!r}.")
         if not 0.0 <= warm_up < 1.0:
@@ -82,8 +88,9 @@ class CurriculumMasker(Masker):
         return self.masker.loss(steps)
 
     def diagnostics(self, decision: Decision) -> dict[str, Tensor]:
-        """The inner masker's, and the share that it chooses."""
-        return self.masker.diagnostics(decision) | {"policy_share": torch.tensor(self.share)}
+        """The inner masker's and, in training, the share that it chooses."""
+        share = {"policy_share": torch.tensor(self.share)} if self.training else {}
+        return self.masker.diagnostics(decision) | share
 
     def _fill_up(self, decision: Decision, ratio: float, device: torch.device) -> Tensor:
         """Add uniformly drawn cells to the chosen ones until the ratio is met; chosen cells always stay hidden."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -86,8 +86,8 @@ class VGGFeatures(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Map ``[B, C, *S]`` to ``[B, width, *G]``."""
         grid = grid_shape(image.shape[2:], self.patch_size)
-        pooled = F.adaptive_avg_pool2d if len(grid) == 2 else F.adaptive_avg_pool3d
-        return pooled(self.features(image), grid)
+        pool: Callable[..., Tensor] = F.adaptive_avg_pool2d if len(grid) == 2 else F.adaptive_avg_pool3d
+        return pool(self.features(image), grid)
 
     def _load(self, path: Path) -> None:
         stored = torch.load(path, map_location="cpu", weights_only=True)
@@ -111,9 +111,10 @@ class CellHead(nn.Module):
     def __init__(self, spatial_dims: int, channels: int, width: int = 32) -> None:
         super().__init__()
         conv = Conv[Conv.CONV, spatial_dims]
-        self.layers = nn.Sequential(conv(channels, width, 3, padding=1), nn.ReLU(), conv(width, 1, 1))
-        nn.init.normal_(self.layers[-1].weight, std=0.01)  # cells start almost equal: the first policy is uniform
-        nn.init.zeros_(self.layers[-1].bias)
+        last = conv(width, 1, 1)
+        nn.init.normal_(last.weight, std=0.01)  # cells start almost equal: the first policy is nearly uniform
+        nn.init.zeros_(last.bias)
+        self.layers = nn.Sequential(conv(channels, width, 3, padding=1), nn.ReLU(), last)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map ``[B, C, *G]`` to ``[B, 1, *G]``."""
@@ -130,9 +131,7 @@ class CellScorer(nn.Module):
         patch_size: voxels per cell; images are padded at the end to whole cells by repeating the border.
     """
 
-    def __init__(
-        self, spatial_dims: int, features: nn.Module, heads: Sequence[str], patch_size: Sequence[int]
-    ) -> None:
+    def __init__(self, spatial_dims: int, features: nn.Module, heads: Sequence[str], patch_size: Sequence[int]) -> None:
         super().__init__()
         self.patch_size = tuple(patch_size)
         self.features = features

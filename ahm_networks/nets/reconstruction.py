@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 __all__ = ["BACKBONES", "ReconstructionUNet"]
 
+UNET_ARGS: dict[str, Any] = {"channels": (16, 32, 64, 128, 256), "strides": (2, 2, 2, 2), "num_res_units": 2}
+DYNUNET_ARGS: dict[str, Any] = {"kernel_size": [3] * 5, "strides": [1, 2, 2, 2, 2], "res_block": True}
 FILLS = ("zero", "mean", "token")
 
 
@@ -127,8 +129,10 @@ def _build(
 
 
 def _unet(dims: int, inputs: int, outputs: int, args: dict[str, Any]) -> tuple[Sequence[int], nn.Module]:
-    args = {"channels": (16, 32, 64, 128, 256), "strides": (2, 2, 2, 2), "num_res_units": 2} | args
-    return _stride_product(args["strides"], dims), UNet(spatial_dims=dims, in_channels=inputs, out_channels=outputs, **args)
+    args = UNET_ARGS | args
+    return _stride_product(args["strides"], dims), UNet(
+        spatial_dims=dims, in_channels=inputs, out_channels=outputs, **args
+    )
 
 
 def _basic_unet(dims: int, inputs: int, outputs: int, args: dict[str, Any]) -> tuple[Sequence[int], nn.Module]:
@@ -136,17 +140,17 @@ def _basic_unet(dims: int, inputs: int, outputs: int, args: dict[str, Any]) -> t
 
 
 def _dynunet(dims: int, inputs: int, outputs: int, args: dict[str, Any]) -> tuple[Sequence[int], nn.Module]:
-    args = {"kernel_size": [3] * 5, "strides": [1, 2, 2, 2, 2], "res_block": True} | args
+    args = DYNUNET_ARGS | args
     args.setdefault("upsample_kernel_size", args["strides"][1:])
-    return _stride_product(args["strides"], dims), DynUNet(spatial_dims=dims, in_channels=inputs, out_channels=outputs, **args)
+    return _stride_product(args["strides"], dims), DynUNet(
+        spatial_dims=dims, in_channels=inputs, out_channels=outputs, **args
+    )
 
 
 def _segresnet(dims: int, inputs: int, outputs: int, args: dict[str, Any]) -> tuple[Sequence[int], nn.Module]:
     args = {"init_filters": 16} | args
     depth = len(args.get("blocks_down", (1, 2, 2, 4)))
-    return [2 ** (depth - 1)] * dims, SegResNet(
-        spatial_dims=dims, in_channels=inputs, out_channels=outputs, **args
-    )
+    return [2 ** (depth - 1)] * dims, SegResNet(spatial_dims=dims, in_channels=inputs, out_channels=outputs, **args)
 
 
 def _swin_unetr(dims: int, inputs: int, outputs: int, args: dict[str, Any]) -> tuple[Sequence[int], nn.Module]:

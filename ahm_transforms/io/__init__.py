@@ -5,6 +5,7 @@ from ahm_transforms.io._types import BadCasesError, Case, Geometry, LeftOut
 from ahm_transforms.io.cases import Cases, load_cases
 from ahm_transforms.io.download import download_decathlon
 from ahm_transforms.io.find import find_cases
+from ahm_transforms.io.naming import NameByCased
 from ahm_transforms.io.reader import CaseReader, LoadCased, load_image
 from ahm_transforms.io.split import split_by_patient
 from ahm_transforms.io.template import template_cases, template_path
@@ -17,6 +18,7 @@ __all__ = [
     "Geometry",
     "LeftOut",
     "LoadCased",
+    "NameByCased",
     "download_decathlon",
     "find_cases",
     "load_cases",

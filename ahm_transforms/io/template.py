@@ -12,7 +12,7 @@ from ahm_transforms.io._types import Case
 _FILE = "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
 _SHAPE = (197, 233, 189)
 # The template is its own mirror image, so a split into left and right would put the same voxels on both sides.
-# It is cut between bottom and top instead: the last axis, of which the brain fills 7 to 152, so that both parts hold 64 slices.
+# It is cut between bottom and top instead: the last axis, of which the brain fills 7 to 152. Both parts fit 64 slices.
 _PARTS = {"training": (7, 88), "validation": (88, 152)}
 
 

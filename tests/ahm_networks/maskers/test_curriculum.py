@@ -40,9 +40,7 @@ def test_masks_are_random_during_the_warm_up() -> None:
     assert (cells.float().mean(0) - 0.5).abs().max() < 0.06  # every cell equally often, the corner too
 
 
-@pytest.mark.parametrize(
-    ("progress", "share"), [(0.0, 0.0), (0.19, 0.0), (0.2, 0.1), (0.6, 0.3), (1.0, 0.5)]
-)
+@pytest.mark.parametrize(("progress", "share"), [(0.0, 0.0), (0.19, 0.0), (0.2, 0.1), (0.6, 0.3), (1.0, 0.5)])
 def test_share_ramps_after_the_warm_up(progress: float, share: float) -> None:
     assert corner(progress, warm_up=0.2, policy_share=(0.1, 0.5)).share == pytest.approx(share)
 

@@ -63,10 +63,10 @@ class TestPlackettLuceLogProb:
         logits = torch.tensor([0.5, -INF, -1.0, -INF, 2.0], requires_grad=True)
         orders = list(itertools.permutations([0, 2, 4], k))
         log_prob = rl.plackett_luce_log_prob(logits.expand(len(orders), -1), torch.tensor(orders)).sum(1)
-        assert float(log_prob.exp().sum()) == pytest.approx(1.0, abs=1e-5)
+        assert log_prob.exp().sum().item() == pytest.approx(1.0, abs=1e-5)
         gradient = finite_gradient(log_prob[0], logits)
         assert gradient[[1, 3]].tolist() == [0.0, 0.0]
-        assert (gradient[[0, 2, 4]].abs().sum() > 0) == (k >= 1)
+        assert gradient[[0, 2, 4]].any()
 
     def test_drawing_a_forbidden_cell_is_impossible(self) -> None:
         logits = torch.tensor([[0.0, -INF, 0.0]])
@@ -303,7 +303,7 @@ class TestRunningMoments:
             moments.update(torch.tensor([value]))
         mean = 0.25 * 1 + 0.25 * 3 + 0.5 * 10
         assert float(moments.mean) == pytest.approx(mean)
-        assert float(moments.var) == pytest.approx(0.25 * (1 - mean) ** 2 + 0.25 * (3 - mean) ** 2 + 0.5 * (10 - mean) ** 2)
+        assert float(moments.var) == pytest.approx(0.25 * 1**2 + 0.25 * 3**2 + 0.5 * 10**2 - mean**2)
 
     def test_only_marked_values_count(self) -> None:
         moments = RunningMoments()

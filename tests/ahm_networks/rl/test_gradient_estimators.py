@@ -43,13 +43,14 @@ def brute_force_log_prob(logits: Tensor, orders: Tensor) -> Tensor:
 
 @functools.cache
 def random_instance(seed: int, context: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits ``[N]``, all orders ``[B, K]`` and the reward of each cell under each order ``[B, N]``, 0 where visible."""
+    """Logits ``[N]``, all orders ``[B, K]``, and each cell's reward under each order ``[B, N]``, 0 where visible."""
     generator = torch.Generator().manual_seed(seed)
     cells = 5 + seed % 2
     logits, orders = torch.randn(cells, generator=generator), all_orders(cells)
     hidden = torch.zeros(len(orders), cells, dtype=torch.bool).scatter(1, orders, True)
     own = torch.rand(cells, generator=generator)
-    influence = INFLUENCE * torch.rand(cells, cells, generator=generator) * context  # of what is hidden on every cell's reward
+    # What else is hidden raises a cell's reward.
+    influence = INFLUENCE * torch.rand(cells, cells, generator=generator) * context
     rewards = torch.where(hidden, own + hidden.float() @ influence, 0.0)
     return logits, orders, rewards
 
