@@ -18,15 +18,16 @@ from monai.bundle import ConfigParser
 
 from ahm_engines.files import writable_folder, write_json
 
-__all__ = ["bundle_config", "describe_run", "write_record"]
+__all__ = ["bundle_config", "describe_run", "provenance", "write_record"]
 
+FOLDERS = ("bundle_root", "output_dir", "ckpt_dir", "dataset_dir", "datalist")
 PACKAGES = ("monai-ahm", "monai", "torch", "numpy", "nibabel", "pydicom", "itk-io", "pytorch-ignite")
 
 
 def describe_run(
     *, seed: int, data: Mapping[str, Any], config: Mapping[str, Any] | None = None, **facts: Any
 ) -> dict[str, Any]:
-    """Collect the provenance of a run as plain values, fit for JSON and for a checkpoint.
+    """Collect the facts about a run as plain values, fit for JSON and for a checkpoint.
 
     Args:
         seed: of the run.
@@ -43,6 +44,12 @@ def describe_run(
         "config": _plain(bundle_config(sys.argv) if config is None else config),
         **_plain(facts),
     }
+
+
+def provenance(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record as it goes into checkpoints, which are passed on: without the names of the user's folders."""
+    config = {key: value for key, value in record["config"].items() if key not in FOLDERS}
+    return {**record, "config": config}
 
 
 def write_record(path: str | Path, record: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ class StridedFeatures(nn.Module):
         width: channels of the last stage; the stem has half of it.
     """
 
-    def __init__(self, spatial_dims: int, in_channels: int, patch_size: Sequence[int], width: int = 64) -> None:
+    def __init__(self, spatial_dims: int, in_channels: int, patch_size: Sequence[int], width: int = 48) -> None:
         super().__init__()
         conv = Conv[Conv.CONV, spatial_dims]
         strides = _stage_strides(patch_size)
@@ -108,7 +108,7 @@ class VGGFeatures(nn.Module):
 class CellHead(nn.Module):
     """One number for each cell, from its features and those of its neighbours."""
 
-    def __init__(self, spatial_dims: int, channels: int, width: int = 32) -> None:
+    def __init__(self, spatial_dims: int, channels: int, width: int = 16) -> None:
         super().__init__()
         conv = Conv[Conv.CONV, spatial_dims]
         last = conv(width, 1, 1)

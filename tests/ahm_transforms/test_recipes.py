@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import pickle
 import tarfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,9 @@ def test_real_dicom_becomes_a_batch(tmp_path: Path) -> None:
     assert one_batch(load_cases(tmp_path).training, chain)["image"].shape == (2, 1, 64, 64, 64)
 
 
+@pytest.mark.skipif(find_spec("nilearn") is None, reason="needs the extra demo: nilearn")
 @pytest.mark.parametrize(("dims", "crop"), [(2, 128), (3, 64)])
 def test_default_data_become_batches(dims: int, crop: int) -> None:
-    pytest.importorskip("nilearn")
     cases = load_cases(spatial_dims=dims)
     chain = recipes.preprocessing("mr", spatial_dims=dims, crop_size=crop, samples_per_case=2)
     batch = one_batch(cases.training, chain)

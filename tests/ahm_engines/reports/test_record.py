@@ -3,7 +3,7 @@ import json
 
 import torch
 
-from ahm_engines.reports import bundle_config, describe_run, write_record
+from ahm_engines.reports import bundle_config, describe_run, provenance, write_record
 
 
 def test_bundle_config_merges_files_and_applies_the_command_line(tmp_path):
@@ -29,3 +29,9 @@ def test_the_record_is_plain_json_and_fit_for_a_checkpoint(tmp_path):
     assert stored["versions"]["monai"]
     torch.save(record, tmp_path / "r.pt")
     assert torch.load(tmp_path / "r.pt", weights_only=True) == record
+
+
+def test_checkpoints_do_not_carry_the_names_of_folders():
+    record = describe_run(seed=0, data={}, config={"dataset_dir": "/scans/Jane Doe", "datalist": None, "lr": 0.1})
+    assert provenance(record)["config"] == {"lr": 0.1}
+    assert record["config"]["dataset_dir"] == "/scans/Jane Doe"

@@ -70,6 +70,13 @@ def test_chosen_cells_stay_hidden_and_the_count_is_exact(share: float) -> None:
     assert (rest - expected).abs().max() < 0.25  # 100 draws of each
 
 
+def test_what_bernoulli_agents_choose_beyond_the_count_stays_hidden() -> None:
+    masker = CurriculumMasker(ActorCriticMasker(2, 8, 0.5, mode="bernoulli"), policy_share=(1.0, 1.0), warm_up=0.0)
+    decision = masker(IMAGE.repeat(10, 1, 1, 1))
+    assert decision.draw.cells.sum(1).max() > CELLS // 2
+    assert (decision.cells.flatten(1) | ~decision.draw.cells).all()
+
+
 def test_count_is_exact_within_the_foreground() -> None:
     foreground = torch.zeros(5, 1, 64, 64, dtype=torch.bool)
     foreground[..., :24, :40] = True  # 15 cells

@@ -46,7 +46,7 @@ LEARNING = {
     "sets-3d": SETS_3D,
     "bernoulli-2d": Setup(2, "actor_critic", 12, 1e-3, (("mode", "bernoulli"),)),
     "bernoulli-3d": Setup(3, "actor_critic", 10, 5e-4, (("mode", "bernoulli"),)),
-    "loss_prediction-2d": Setup(2, "loss_prediction", 12, 1e-3),
+    "loss_prediction-2d": Setup(2, "loss_prediction", 20, 1e-3),
     "loss_prediction-3d": Setup(3, "loss_prediction", 8, 5e-4),
 }
 FROZEN = {  # its masks do not depend on how long the network trains

@@ -96,6 +96,14 @@ def test_scores_can_single_out_each_cell(name: str, size: tuple[int, ...], patch
     pytest.fail(f"{(scores.argmax(1) == target.argmax(1)).float().mean():.0%} of the cells were found")
 
 
+@pytest.mark.parametrize("name", ["strided", "vgg16"])
+def test_padding_continues_the_image(name: str) -> None:
+    """Cells that the image covers in part look like the image, not like an edge to zero."""
+    scorer = CellScorer(2, feature_network(name, 2, 1, (8, 8)), ["policy"], (8, 8))
+    cut, whole = (scorer(torch.full((1, 1, *size), 0.7))["policy"] for size in ((37, 30), (40, 32)))
+    torch.testing.assert_close(cut, whole)
+
+
 def test_cells_start_almost_equal() -> None:
     torch.manual_seed(0)
     scorer = CellScorer(2, StridedFeatures(2, 1, (8, 8)), ["policy"], (8, 8))

@@ -180,6 +180,19 @@ def test_patch_reward_minus_converged_patch_value_gives_no_direction(context: bo
     assert cosines(converged_patch_value_loss, context).mean().abs() < 0.5
 
 
+def test_value_baseline_takes_off_what_the_image_alone_explains() -> None:
+    """Where all cells of an image pay the same and the value map knows it, no draw is better than another."""
+    rewards = torch.tensor([[1.0] * 5, [10.0] * 5])
+    orders = torch.tensor([[0, 3, 1], [4, 2, 0]])
+    found = {}
+    for baseline in ("value", "running_mean"):
+        policy = SetPolicy("set", baseline)
+        frozen_moments(policy, mean=0.0, std=1.0)
+        found[baseline] = policy.loss([decide(torch.randn(2, 5), rewards, ordered_draw(orders, 5))], [rewards])
+    assert found["value"].item() == pytest.approx(0.0, abs=1e-5)
+    assert found["running_mean"].item() > 1.0
+
+
 class TestBernoulliPolicy:
     cells = 6
     actions = torch.tensor(list(itertools.product([False, True], repeat=cells)))
@@ -207,6 +220,13 @@ class TestBernoulliPolicy:
             true = torch.autograd.grad(objective, leaf)[0]
             estimate = self.expected_gradient(logits, value, own)
             assert torch.cosine_similarity(estimate, true, dim=0) > 0.99
+
+    def test_a_critic_that_knows_the_outcome_leaves_nothing_to_learn(self) -> None:
+        own = torch.rand(len(self.actions), self.cells)
+        none = torch.zeros(len(self.actions), 0, dtype=torch.long)
+        draw = Draw(self.actions, none, none.bool())
+        decision = decide(torch.zeros_like(own), torch.where(self.actions, own, 0.0), draw)
+        assert BernoulliPolicy().loss([decision], [own]).item() == 0.0
 
     def test_gradient_uses_the_action_taken(self) -> None:
         """A cell that pays is pushed up, one that costs is pushed down."""

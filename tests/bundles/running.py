@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run the bundle as its commands do, in this process or in one of its own, with settings small enough for a test."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.bundle import ConfigWorkflow
+
+from tests.fixtures_data import write_nifti
+
+ROOT = Path(__file__).parents[2]
+BUNDLE = ROOT / "bundles" / "ahm_pretrain"
+CONFIGS = BUNDLE / "configs"
+SHELF = ("uniform", "a3c", "a3c_bernoulli", "loss_prediction")
+TINY_NET = {"network_def#backbone_args": {"channels": [4, 8], "strides": [2], "num_res_units": 0}}
+TINY_INFERENCE: dict[str, Any] = {**TINY_NET, "crop_size": 16, "patch_size": 4}
+TINY: dict[str, Any] = {**TINY_INFERENCE, "max_epochs": 2, "min_epoch_length": 3, "val_interval": 1}
+OBLIQUE_LIA = np.array(  # axes to the left, down and to the front; tilted, 1 x 2.5 x 1.5 mm
+    [[-0.984808, 0.0, 0.260472, 40.0], [0.0, 0.868241, 1.477212, -21.0], [-0.173648, 2.462019, -0.260472, 7.0], [0, 0, 0, 1]]
+)
+OBLIQUE_LIA[:3, 1] = np.cross(OBLIQUE_LIA[:3, 0], OBLIQUE_LIA[:3, 2]) / np.linalg.norm(OBLIQUE_LIA[:3, 2]) * 2.5
+
+
+def run_bundle(files: str | Sequence[str], kind: str = "train", **overrides: Any) -> ConfigWorkflow:
+    """Run config files of the bundle in this process and return the workflow."""
+    names = [files] if isinstance(files, str) else files
+    workflow = ConfigWorkflow(
+        config_file=[str(CONFIGS / name) for name in names],
+        meta_file=str(CONFIGS / "metadata.json"),
+        logging_file=False,
+        workflow_type=kind,
+        **overrides,
+    )
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+    return workflow
+
+
+def train(data: Path | None, output: Path, **overrides: Any) -> ConfigWorkflow:
+    """Train with tiny settings."""
+    folder = None if data is None else str(data)
+    return run_bundle("train.json", **{**TINY, "dataset_dir": folder, "output_dir": str(output), **overrides})
+
+
+def infer(data: Path, output: Path, checkpoint: Path, **overrides: Any) -> ConfigWorkflow:
+    """Run inference with tiny settings."""
+    given = {"dataset_dir": str(data), "output_dir": str(output), "checkpoint": str(checkpoint), **overrides}
+    return run_bundle("inference.json", "infer", **{**TINY_INFERENCE, **given})
+
+
+def command(options: Mapping[str, Any], *, run_id: str = "training", files: str | None = None) -> list[str]:
+    """Return the words of the README's command with further options."""
+    words = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", files or str(CONFIGS / "train.json")]
+    for key, value in options.items():
+        words += [f"--{key}", str(value)]
+    return words
+
+
+def start(words: Sequence[str]) -> subprocess.Popen[str]:
+    """Start a command in the project's folder, on one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        words, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def finish(process: subprocess.Popen[str], *, timeout: float = 120) -> str:
+    """Wait for a command to end well and return what it wrote."""
+    try:
+        text = process.communicate(timeout=timeout)[0]
+    finally:
+        process.kill()
+    if process.returncode != 0:
+        raise AssertionError(f"{process.args} ended with {process.returncode}:\n{text[-4000:]}")
+    return text
+
+
+def error_chain(error: BaseException) -> str:
+    """Join the messages of an error and of all its causes."""
+    messages: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        messages.append(str(cause))
+        cause = cause.__cause__ or cause.__context__
+    return "\n".join(messages)
+
+
+def write_cases(folder: Path, count: int = 4, affine: np.ndarray | None = None) -> Path:
+    """Write small volumes."""
+    for number in range(count):
+        write_nifti(folder / f"scan{number}.nii.gz", (20, 24, 18), affine)
+    return folder
+
+
+def checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint as anybody may who does not trust it."""
+    content: dict[str, Any] = torch.load(path, weights_only=True)
+    return content
+
+
+def assert_same_state(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+    """Compare two state dictionaries bit for bit."""
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, second[name]), name

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands as users type them, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bundles.running import CONFIGS, TINY, assert_same_state, checkpoint, command, finish, start, write_cases
+
+
+def test_training_command_records_its_configuration(tmp_path: Path) -> None:
+    data = write_cases(tmp_path / "Doe_Jane_1970")
+    options = {**TINY, "dataset_dir": data, "output_dir": tmp_path / "run", "masker": "%maskers::uniform"}
+    text = finish(start(command(options)))
+
+    assert "Epoch 2/2" in text  # the progress bar
+    record = json.loads((tmp_path / "run/run_record.json").read_text())
+    assert record["config"]["max_epochs"] == 2
+    assert record["config"]["masker"]["_target_"] == "ahm_networks.UniformMasker"
+    assert record["config"]["network_def"]["backbone_args"] == TINY["network_def#backbone_args"]
+    assert record["config"]["dataset_dir"] == str(data)  # the record stays with the user, checkpoints are handed on
+    for name in ("last.pt", "model.pt"):
+        content = (tmp_path / "run/models" / name).read_bytes()
+        assert not any(text in content for text in (b"Doe_Jane_1970", str(tmp_path).encode(), b"scan0"))
+        kept = checkpoint(tmp_path / "run/models" / name)["provenance"]
+        assert kept.keys() == record.keys()
+        assert kept["config"]["network_def"] == record["config"]["network_def"]
+
+
+def test_run_killed_and_resumed_equals_one_never_stopped(tmp_path: Path) -> None:
+    data = write_cases(tmp_path / "data")
+    options: dict[str, Any] = {**TINY, "dataset_dir": data, "max_epochs": 3, "min_epoch_length": 12, "val_interval": 2}
+    unbroken = start(command({**options, "output_dir": tmp_path / "unbroken"}))
+    killed = {**options, "output_dir": tmp_path / "killed"}
+    kill_within_an_epoch(killed, tmp_path / "killed/models/last.pt")
+    stopped = checkpoint(tmp_path / "killed/models/last.pt")
+    assert stopped["trainer"]["epoch"] < 3
+    finish(unbroken)
+    finish(start(command({**killed, "resume": "true"})))
+
+    ends = [checkpoint(tmp_path / name / "models/last.pt") for name in ("unbroken", "killed")]
+    for end in ends:
+        assert end["trainer"] == {"epoch": 3, "iteration": 36, "epoch_length": 12}
+    for part in ("model", "masker"):
+        assert_same_state(ends[0][part], ends[1][part])
+    for part in ("optimizer", "masker_optimizer", "lr_scheduler", "best"):
+        assert str(ends[0][part]) == str(ends[1][part])
+    assert not list((tmp_path / "killed").rglob("*.tmp"))
+
+
+def kill_within_an_epoch(options: dict[str, Any], last: Path) -> None:
+    """Start the command and end it with SIGKILL soon after its first checkpoint."""
+    process = start(command(options))
+    until = time.monotonic() + 90
+    while not last.is_file():
+        if process.poll() is not None or time.monotonic() > until:
+            process.kill()
+            pytest.fail(f"no checkpoint was written:\n{process.communicate()[0][-2000:]}")
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.kill()
+    process.communicate()
+
+
+def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
+    data = write_cases(tmp_path / "data")
+    state = '{"network": @network.module.state_dict(), "masker": @curriculum.state_dict()}'
+    end = f"$torch.save({state}, @output_dir + f'/rank{{torch.distributed.get_rank()}}.pt')".replace('"', "'")
+    options = {
+        **TINY,
+        "dataset_dir": data,
+        "output_dir": tmp_path / "run",
+        "val_fraction": 0.5,
+        "finalize": str([end, "$torch.distributed.destroy_process_group()"]),
+    }
+    files = str([str(CONFIGS / "train.json"), str(CONFIGS / "multi_gpu_train.json")])
+    words = command(options, files=files)
+    torchrun = [words[0], "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2", *words[1:]]
+    text = finish(start(torchrun))
+
+    first, second = (checkpoint(tmp_path / "run" / f"rank{rank}.pt") for rank in (0, 1))
+    assert_same_state(first["network"], second["network"])
+    weights = [name for name in first["masker"] if name.endswith(("weight", "bias"))]
+    assert weights
+    assert_same_state(*({name: state["masker"][name] for name in weights} for state in (first, second)))
+    assert checkpoint(tmp_path / "run/models/last.pt")["trainer"]["epoch"] == 2
+    assert text.count("Epoch 2/2: 100%") >= 1
+    assert len(list((tmp_path / "run/tensorboard").iterdir())) == 1  # of the first process alone
+    assert text.count("Key metric: random_psnr") == 2  # one for each validation
