@@ -124,8 +124,8 @@ class ActorCriticMasker(Masker):
         logits = maps["policy"] / self.temperature
         if allowed is not None:
             logits = logits.masked_fill(~allowed.flatten(1), float("-inf"))
-        logits = self.policy.prepare(logits, ratio)
         count = self.count(ratio, grid, allowed)
+        logits = self.policy.prepare(logits, ratio)
         fixed = logits.detach()
         if self.training:
             draw = self.policy.act(fixed, self.uniform(*fixed.shape, device=image.device), ratio, count)
@@ -201,6 +201,10 @@ def _check_fit(mode: str, credit: str, baseline: str, reward_scale: str, num_sam
         raise ValueError(f"num_samples: expected at least 1, got {num_samples}.")
     if baseline == "leave_one_out" and num_samples < 2:
         raise ValueError(f"baseline: leave_one_out needs num_samples of at least 2, got {num_samples}.")
+    if mode == "bernoulli" and (credit, baseline) != ("set", "value"):
+        raise ValueError("credit and baseline: only mode='set' has them; Bernoulli agents learn cell by cell.")
+    if credit == "patch" and baseline != "value":
+        raise ValueError(f"baseline: {baseline} goes with credit='set'; patch credit is centred by the set's mean.")
     if mode == "set" and credit == "set" and reward_scale in ("zscore", "rank"):
         raise ValueError(
             f"reward_scale: {reward_scale} gives every set the same mean reward; take 'running' or 'log', "

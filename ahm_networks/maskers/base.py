@@ -149,7 +149,13 @@ class Masker(nn.Module, ABC):
         return allowed | ~allowed.flatten(1).any(1).view(-1, *[1] * (image.ndim - 1))
 
     def count(self, mask_ratio: float, grid: Sequence[int], allowed: Tensor | None) -> int | Tensor:
-        """Cells to hide: a number when all are allowed, else ``[B]``."""
+        """Cells to hide: a number when all are allowed, else ``[B]``.
+
+        Raises:
+            ValueError: when ``mask_ratio`` is not in [0, 1].
+        """
+        if not 0.0 <= mask_ratio <= 1.0:
+            raise ValueError(f"mask_ratio: expected a number in [0, 1], got {mask_ratio!r}.")
         if allowed is not None:
             return cell_count(mask_ratio, allowed.flatten(1).sum(1))
         return cell_count(mask_ratio, torch.Size(grid).numel())

@@ -24,7 +24,8 @@ class CurriculumMasker(Masker):
     Args:
         masker: the masker that learns.
         policy_share: share of the hidden cells that it chooses at the end of the warm-up and at the end of training.
-        warm_up: share of the training with random masks only, in [0, 1); the masker already learns from their errors.
+        warm_up: share of the training with random masks only, in [0, 1). Value maps and predicted errors are already
+            learned from them; Bernoulli agents, which do not act yet, are not.
         mask_ratio: ratio at the start and at the end; ``None`` keeps the masker's own.
 
     Raises:

@@ -159,18 +159,18 @@ class BernoulliPolicy(Policy):
         return rl.bernoulli_entropy(logits)
 
     def value_target(self, decision: ActorCriticDecision, reward: Tensor) -> tuple[Tensor, Tensor]:
-        """The reward of the action taken, 0 for showing a cell: known for every allowed cell."""
-        return torch.where(decision.draw.cells, reward, 0.0), torch.isfinite(decision.logits)
+        """The reward of the action taken, 0 for showing a cell; nothing is known while the agents do not act."""
+        return torch.where(decision.draw.cells, reward, 0.0), torch.isfinite(decision.logits) & (decision.ratio > 0)
 
     def loss(self, decisions: Sequence[ActorCriticDecision], rewards: Sequence[Tensor]) -> Tensor:
         """See :meth:`Policy.loss`."""
         losses = []
         for decision, reward in zip(decisions, rewards, strict=True):
-            target, allowed = self.value_target(decision, reward)
+            target, known = self.value_target(decision, reward)
             advantage = target - decision.value.detach()
-            self.advantage_moments.update(advantage, allowed)
+            self.advantage_moments.update(advantage, known)
             log_prob = rl.bernoulli_log_prob(decision.logits, decision.draw.cells)
-            losses.append(-rl.masked_mean(advantage * log_prob, allowed).mean() * float(decision.ratio > 0))
+            losses.append(-rl.masked_mean(advantage * log_prob, known).mean())
         return torch.stack(losses).mean()
 
 

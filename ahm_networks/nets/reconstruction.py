@@ -61,6 +61,7 @@ class ReconstructionUNet(nn.Module):
         self.fill = fill
         self.mask_channel = mask_channel
         self.token = nn.Parameter(torch.zeros(in_channels)) if fill == "token" else None
+        self.fixed_size = not isinstance(backbone, str) or backbone == "unetr"
         self.divisor, self.backbone = _build(backbone, spatial_dims, in_channels, mask_channel, backbone_args or {})
 
     def forward(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -82,12 +83,19 @@ class ReconstructionUNet(nn.Module):
         visible = self.visible(image, mask)
         if self.mask_channel:
             visible = torch.cat([visible, mask.to(visible.dtype)], dim=1)
-        size = image.shape[2:]
+        missing = self._missing(image.shape[2:])
+        if not any(missing):
+            return self.backbone(visible)
+        rebuilt = self.backbone(F.pad(visible, [n for m in reversed(missing) for n in (0, m)]))
+        return rebuilt[(..., *[slice(s) for s in image.shape[2:]])]
+
+    def _missing(self, size: Sequence[int]) -> list[int]:
+        """Voxels to pad along each axis; never down to a single one at the bottom, which has no instance norm."""
         missing = [-s % d for s, d in zip(size, self.divisor, strict=True)]
-        if any(missing):
-            visible = F.pad(visible, [n for m in reversed(missing) for n in (0, m)])
-        rebuilt = self.backbone(visible)
-        return rebuilt[(..., *[slice(s) for s in size])] if any(missing) else rebuilt
+        smallest = all(s + m == d for s, m, d in zip(size, missing, self.divisor, strict=True))
+        if smallest and not self.fixed_size:
+            missing[-1] += self.divisor[-1]
+        return missing
 
     def visible(self, image: Tensor, mask: Tensor) -> Tensor:
         """What the backbone sees of the image: hidden voxels filled, ``[B, C, *S]``."""

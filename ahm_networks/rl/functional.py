@@ -107,7 +107,10 @@ def set_reinforce_loss(log_prob: Tensor, advantage: Tensor, drawn: Tensor) -> Te
 
 
 def patch_credit_loss(log_prob: Tensor, advantage: Tensor, drawn: Tensor) -> Tensor:
-    """Credit every draw with its own centred reward: less variance, some bias (cosine 0.84 to 0.93 on small cases)."""
+    """Credit every draw with its own centred reward: less variance, some bias.
+
+    Its mean cosine to the true gradient is about 0.9 on small cases, and falls as rewards depend more on each other.
+    """
     return -masked_mean(advantage.detach() * log_prob, drawn).mean()
 
 
@@ -148,35 +151,37 @@ def _binary_entropy(p: Tensor) -> Tensor:
     return -(p * p.log() + (1.0 - p) * (1.0 - p).log())
 
 
-def centred_logits(logits: Tensor, mean_probability: Tensor | float, *, steps: int = 12) -> Tensor:
+def centred_logits(logits: Tensor, mean_probability: Tensor | float) -> Tensor:
     """Shift each image's logits so that ``mean(sigmoid(logits))`` is ``mean_probability``.
 
     The expected number of hidden cells is then right by construction, so no penalty has to hold it. The shift is found
-    by Newton steps without gradient; a last one with gradient gives the exact derivative of the shift.
+    by bisection without gradient; one Newton step on top gives it its exact derivative.
 
     Args:
         logits: ``[B, N]``, ``-inf`` where forbidden.
         mean_probability: wanted mean over allowed cells, in (0, 1); a number or ``[B]``.
-        steps: Newton steps.
     """
     allowed = torch.isfinite(logits)
     safe = torch.where(allowed, logits, 0.0)
     target = torch.as_tensor(mean_probability, dtype=safe.dtype, device=safe.device).clamp(1e-4, 1 - 1e-4)
-    shift = _newton_shift(safe.detach(), allowed, target, steps)
+    shift = _bisected_shift(safe.detach(), allowed, target)
     p = (safe + shift).sigmoid()
-    slope = masked_mean(p * (1 - p), allowed).clamp_min(EPS).detach()
+    slope = masked_mean(p * (1 - p), allowed).clamp_min(1e-4).detach()
     correction = (masked_mean(p, allowed) - target) / slope
     return torch.where(allowed, safe + shift - correction.unsqueeze(1), float("-inf"))
 
 
 @torch.no_grad()
-def _newton_shift(logits: Tensor, allowed: Tensor, target: Tensor, steps: int) -> Tensor:
-    shift = (torch.logit(target) - masked_mean(logits, allowed)).unsqueeze(1)
+def _bisected_shift(logits: Tensor, allowed: Tensor, target: Tensor, *, steps: int = 30) -> Tensor:
+    """Shift ``[B, 1]`` between the two that would be right if all logits were the highest, or the lowest."""
+    wanted = torch.logit(target).expand(logits.shape[0]).unsqueeze(1)
+    low = wanted - logits.masked_fill(~allowed, float("-inf")).amax(1, keepdim=True)
+    high = wanted - logits.masked_fill(~allowed, float("inf")).amin(1, keepdim=True)
     for _ in range(steps):
-        p = (logits + shift).sigmoid()
-        slope = masked_mean(p * (1 - p), allowed).clamp_min(1e-3)
-        shift = shift - ((masked_mean(p, allowed) - target) / slope).clamp(-2.0, 2.0).unsqueeze(1)
-    return shift
+        middle = (low + high) / 2
+        enough = masked_mean((logits + middle).sigmoid(), allowed).unsqueeze(1) > target.reshape(-1, 1)
+        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+    return (low + high) / 2
 
 
 def zscore_reward(error: Tensor, hidden: Tensor) -> Tensor:

@@ -371,3 +371,23 @@ def test_one_seed_gives_the_same_masks_on_every_device(name: str, dims: int) -> 
     assert decision.mask.device.type == "cuda"
     assert (decision.mask.cpu() == expected).float().mean() > 0.98  # scores differ in the last bits
     assert masker.cpu()(image).mask.device.type == "cpu"
+
+
+@pytest.mark.parametrize("ratio", [-0.2, 1.5])
+@pytest.mark.parametrize("build", [UniformMasker, ActorCriticMasker, LossPredictionMasker])
+def test_a_ratio_out_of_range_is_refused_on_call(build, ratio) -> None:
+    with pytest.raises(ValueError, match="mask_ratio: expected a number in"):
+        build(2, 8, 0.5)(torch.rand(1, 1, 32, 32), mask_ratio=ratio)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mode": "bernoulli", "credit": "patch"},
+        {"mode": "bernoulli", "baseline": "running_mean"},
+        {"credit": "patch", "baseline": "running_mean"},
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(options) -> None:
+    with pytest.raises(ValueError, match="baseline"):
+        ActorCriticMasker(2, 8, 0.5, **options)

@@ -108,13 +108,17 @@ class TestLearning:
 
     @pytest.mark.parametrize(
         "options",
-        [{}, {"credit": "patch"}, {"baseline": "leave_one_out", "num_samples": 2}, {"mode": "bernoulli"}],
-        ids=["set", "patch", "leave_one_out", "bernoulli"],
+        [{}, {"credit": "patch"}, {"baseline": "leave_one_out", "num_samples": 2}],
+        ids=["set", "patch", "leave_one_out"],
     )
     def test_only_the_value_map_learns_in_the_warm_up(self, options: dict[str, object]) -> None:
         gradients = self.warm_up_gradients(entropy_floor=0.0, entropy_weight=(0.0, 0.0), **options)
         assert any(g.any() for name, g in gradients.items() if ".value." in name)
         assert not any(g.any() for name, g in gradients.items() if ".policy." in name)
+
+    def test_bernoulli_agents_learn_nothing_before_they_act(self) -> None:
+        gradients = self.warm_up_gradients(entropy_floor=0.0, entropy_weight=(0.0, 0.0), mode="bernoulli")
+        assert not any(g.any() for g in gradients.values())
 
     def test_the_entropy_bonus_acts_in_the_warm_up_already(self) -> None:
         gradients = self.warm_up_gradients(entropy_floor=0.0, entropy_weight=(1.0, 1.0))

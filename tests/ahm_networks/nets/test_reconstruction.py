@@ -171,3 +171,11 @@ class TestErrors:
     def test_mask_that_does_not_fit(self, mask: Tensor) -> None:
         with pytest.raises(ValueError, match="mask: expected bool"):
             build()(torch.rand(1, 1, 16, 16), mask)
+
+
+@pytest.mark.parametrize("backbone", ["unet", "swinunetr"])
+def test_images_as_small_as_one_bottom_voxel_train(backbone):
+    network = ReconstructionUNet(2, backbone=backbone)
+    image = torch.rand(1, 1, 8, 8)
+    rebuilt = network(image, torch.zeros(1, 1, 8, 8, dtype=torch.bool))
+    assert rebuilt.shape == image.shape and torch.isfinite(rebuilt).all()

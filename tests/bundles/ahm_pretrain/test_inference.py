@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from monai.data import ITKReader
 from monai.transforms import LoadImage
 from PIL import Image
@@ -96,14 +97,15 @@ def test_resampling_does_not_move_the_image(trained: Trained, tmp_path: Path) ->
     blob = np.exp(-((x - 5) ** 2 + (y - 17) ** 2 + (z - 6) ** 2) / 60)
     (tmp_path / "data").mkdir()
     nib.save(nib.Nifti1Image(blob.astype(np.float32), OBLIQUE_LIA), tmp_path / "data/scan.nii.gz")
-    few = {"spacing_mm": 1.2, "mask_ratio": 0.05}  # linear interpolation mixes what is on both sides of a mask's edge
-    infer(tmp_path / "data", tmp_path / "out", trained() / "models/model.pt", **few)
+    infer(tmp_path / "data", tmp_path / "out", trained() / "models/model.pt", spacing_mm=1.2, mask_ratio=0.05)
 
     made = results(tmp_path / "out", "scan")
-    seen = np.asarray(made["mask"].dataobj) == 0
-    rebuilt = made["reconstruction"].get_fdata()
-    assert seen.mean() > 0.9
-    assert np.corrcoef(rebuilt[seen], blob[seen])[0, 1] > 0.99
+    hidden = torch.from_numpy(np.asarray(made["mask"].dataobj, dtype=np.float32))
+    # interpolation mixes what lies on both sides of a mask's edge
+    far = torch.nn.functional.max_pool3d(hidden[None], 3, stride=1, padding=1)[0].numpy() == 0
+    truth = np.clip(blob / np.percentile(blob, 99), 0, 1)
+    assert far.mean() > 0.7
+    assert np.corrcoef(made["reconstruction"].get_fdata()[far], truth[far])[0, 1] > 0.995
 
 
 def test_results_of_a_series_lie_where_monai_reads_it(trained: Trained, tmp_path: Path) -> None:
