@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.engines import Evaluator, IterationEvents
 from monai.inferers import Inferer, SliceInferer, SlidingWindowInferer
@@ -126,5 +127,30 @@ def window_inferer(spatial_dims: int, crop_size: int | Sequence[int], *, volumes
     """
     window = ensure_tuple_rep(crop_size, spatial_dims)
     if spatial_dims == 2 and volumes:
-        return SliceInferer(roi_size=window, spatial_dim=2, overlap=0.0, sw_batch_size=4)
-    return SlidingWindowInferer(roi_size=window, overlap=0.0, sw_batch_size=4)
+        slices = SliceInferer(roi_size=window, spatial_dim=2, overlap=0.0, sw_batch_size=4)
+        return WholeWindows(slices, (*window, 1))
+    return WholeWindows(SlidingWindowInferer(roi_size=window, overlap=0.0, sw_batch_size=4), window)
+
+
+class WholeWindows(Inferer):
+    """Pad scans with zeros at their ends to whole windows: MONAI would rather shift the last ones back over others.
+
+    Where windows overlap, their outputs are averaged: masks would be no masks, and visible voxels half rebuilt.
+
+    Args:
+        inferer: slides the windows.
+        window: their size, one number per axis of the scan.
+    """
+
+    def __init__(self, inferer: Inferer, window: Sequence[int]) -> None:
+        super().__init__()
+        self.inferer = inferer
+        self.window = window
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        """Return the network's outputs, cut to the size of ``inputs``."""
+        size = inputs.shape[2:]
+        missing = [-have % whole for have, whole in zip(size, self.window, strict=True)]
+        padded = F.pad(inputs, [n for m in reversed(missing) for n in (0, m)])
+        inside = (..., *(slice(have) for have in size))
+        return tuple(output[inside] for output in self.inferer(padded, network, *args, **kwargs))

@@ -8,6 +8,7 @@ from ahm_networks.maskers import (
     LossPredictionMasker,
     Masker,
     UniformMasker,
+    masker_from_shelf,
 )
 from ahm_networks.nets import ReconstructionUNet
 
@@ -19,4 +20,5 @@ __all__ = [
     "Masker",
     "ReconstructionUNet",
     "UniformMasker",
+    "masker_from_shelf",
 ]

@@ -40,7 +40,7 @@ def training_step(size: tuple[int, ...], build: Callable[..., Masker]) -> Callab
         network,
         torch.optim.AdamW(network.parameters(), 1e-4),
         masker,
-        masker_optimizer=torch.optim.Adam(weights, 1e-4) if weights else None,
+        masker_optimizer=torch.optim.Adam(weights, 1e-4, fused=True) if weights else None,
     )
     return lambda: trainer._iteration(trainer, batch)
 

@@ -128,8 +128,11 @@ class Checkpoints:
         logger.info("Resumed from %s after epoch %d.", last, state["epoch"])
 
     def _save_last(self, engine: Engine) -> None:
-        if engine.state.epoch % self.every == 0 or engine.state.epoch == engine.state.max_epochs:
+        final = engine.state.epoch == engine.state.max_epochs
+        if final or engine.state.epoch % self.every == 0:
             self._save(LAST)
+        if final and self.evaluator is not None and self.evaluator.state.best_metric_epoch == -1:
+            self._save(BEST)  # nothing was validated: the last state is the best one known
 
     def _save_best(self, evaluator: Engine) -> None:
         trainer = self.trainer

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from monai.bundle import ConfigParser
 from ahm_engines.files import writable_folder, write_json
 
 __all__ = ["bundle_config", "describe_run", "provenance", "write_record"]
+
+logger = logging.getLogger(__name__)
 
 FOLDERS = ("bundle_root", "output_dir", "ckpt_dir", "dataset_dir", "datalist")
 PACKAGES = ("monai-ahm", "monai", "torch", "numpy", "nibabel", "pydicom", "itk-io", "pytorch-ignite")
@@ -75,6 +78,7 @@ def bundle_config(command: Sequence[str]) -> dict[str, Any]:
     options = _options(command)
     files = options.pop("config_file", None)
     if files is None:
+        logger.warning("Not started by a bundle command: the record of this run has no configuration.")
         return {}
     parser = ConfigParser()
     parser.read_config(f=files)

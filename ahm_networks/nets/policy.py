@@ -31,7 +31,7 @@ class StridedFeatures(nn.Module):
         width: channels of the last stage; the stem has half of it.
     """
 
-    def __init__(self, spatial_dims: int, in_channels: int, patch_size: Sequence[int], width: int = 48) -> None:
+    def __init__(self, spatial_dims: int, in_channels: int, patch_size: Sequence[int], width: int = 32) -> None:
         super().__init__()
         conv = Conv[Conv.CONV, spatial_dims]
         strides = _stage_strides(patch_size)
@@ -170,7 +170,7 @@ def _pad_to_cells(image: Tensor, patch: Sequence[int]) -> Tensor:
 
 
 def _stage_strides(patch_size: Sequence[int]) -> list[tuple[int, ...]]:
-    """Split each side into a stem of about 4 and prime factors, the same number of stages for every axis."""
+    """Split each side into a stem and prime factors, the same number of stages for every axis."""
     split = [_split_side(p) for p in patch_size]
     stages = max(2, *(len(s) for s in split))
     split = [s + [1] * (stages - len(s)) for s in split]
@@ -178,8 +178,9 @@ def _stage_strides(patch_size: Sequence[int]) -> list[tuple[int, ...]]:
 
 
 def _split_side(side: int) -> list[int]:
+    """Take at least 4 voxels into the stem, and up to 8 while a later stage is left to look around."""
     stem, factors = 1, _prime_factors(side)
-    while factors and stem < 4:
+    while factors and (stem < 4 or (stem * factors[0] <= 8 and len(factors) > 1)):
         stem *= factors.pop(0)
     return [stem, *factors]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
-from monai.utils import ImageMetaKey
+from monai.utils import ImageMetaKey, MetaKeys
 
 __all__ = ["NameByCased"]
 
@@ -31,4 +31,6 @@ class NameByCased(MapTransform):
         for key in self.key_iterator(result):
             result[key] = result[key].clone()
             result[key].meta[ImageMetaKey.FILENAME_OR_OBJ] = str(result[self.id_key])
+            # It tells where the scan's file keeps channels; MONAI would take a colour picture's mask for one line.
+            result[key].meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = "no_channel"
         return result

@@ -9,9 +9,10 @@ axes, and draws no random numbers: the caller brings the scores. ``True`` means 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
-import torch.nn.functional as F
+from monai.networks.layers.factories import Pool
 from monai.utils import ensure_tuple_rep
 from torch import Tensor
 
@@ -113,24 +114,23 @@ def image_to_cells(image: Tensor, patch_size: int | Sequence[int], *, reduction:
     Args:
         image: ``[B, C, *S]``; float32 or float64, all else is read as float32 (a sum overflows in half precision).
         patch_size: voxels per cell.
-        reduction: ``mean`` over the voxels that the cell really has, ``sum`` or ``max``.
+        reduction: ``mean`` over the voxels that the cell really has, or their ``max``.
 
     Returns:
         ``[B, C, *G]``.
+
+    Raises:
+        ValueError: for another reduction, or an image smaller than a patch.
     """
-    spatial = image.shape[2:]
-    patch = patch_shape(patch_size, len(spatial))
-    grid = grid_shape(spatial, patch)
+    patch = patch_shape(patch_size, image.ndim - 2)
+    grid_shape(image.shape[2:], patch)
     image = image if image.dtype in (torch.float32, torch.float64) else image.float()
-    missing = [g * p - s for g, p, s in zip(grid, patch, spatial, strict=True)]
+    if reduction == "mean":
+        mean = Pool[Pool.AVG, len(patch)](patch, stride=patch, ceil_mode=True, count_include_pad=False)
+        return cast(Tensor, mean(image))
     if reduction == "max":
-        return _blocks(_pad_end(image, missing, float("-inf")), grid, patch).amax(_patch_axes(len(grid)))
-    total = _blocks(_pad_end(image, missing, 0.0), grid, patch).sum(_patch_axes(len(grid)))
-    if reduction == "sum":
-        return total
-    if reduction != "mean":
-        raise ValueError(f"reduction: expected 'mean', 'sum' or 'max', got {reduction!r}.")
-    return total / _cell_sizes(spatial, grid, patch, image)
+        return cast(Tensor, Pool[Pool.MAX, len(patch)](patch, stride=patch, ceil_mode=True)(image))
+    raise ValueError(f"reduction: expected 'mean' or 'max', got {reduction!r}.")
 
 
 def choose_cells(scores: Tensor, count: int | Tensor, *, allowed: Tensor | None = None) -> Tensor:
@@ -207,33 +207,3 @@ def _check_enough_cells(count: int, cells: int, allowed: Tensor | None) -> None:
             f"count: asked to hide {count} cells, but only {available} of {cells} cells may be hidden; "
             "lower mask_ratio, take smaller patches or widen the foreground."
         )
-
-
-def _patch_axes(dims: int) -> tuple[int, ...]:
-    return tuple(3 + 2 * d for d in range(dims))
-
-
-def _blocks(image: Tensor, grid: Sequence[int], patch: Sequence[int]) -> Tensor:
-    """View ``[B, C, *S]`` as ``[B, C, G0, p0, G1, p1, ...]``."""
-    return image.reshape(*image.shape[:2], *[n for pair in zip(grid, patch, strict=True) for n in pair])
-
-
-def _pad_end(image: Tensor, missing: Sequence[int], value: float) -> Tensor:
-    if not any(missing):
-        return image
-    return F.pad(image, [n for m in reversed(missing) for n in (0, m)], value=value)
-
-
-def _cell_sizes(spatial: Sequence[int], grid: Sequence[int], patch: Sequence[int], like: Tensor) -> Tensor | int:
-    """Voxels per cell: one number, or ``[*G]`` where cells at the border are partial."""
-    full = 1
-    for p in patch:
-        full *= p
-    if all(g * p == s for g, p, s in zip(grid, patch, spatial, strict=True)):
-        return full
-    sizes = torch.ones([1] * len(grid), device=like.device, dtype=like.dtype)
-    for axis, (s, g, p) in enumerate(zip(spatial, grid, patch, strict=True)):
-        length = torch.full((g,), float(p), device=like.device, dtype=like.dtype)
-        length[-1] = s - (g - 1) * p
-        sizes = sizes * length.view([g if a == axis else 1 for a in range(len(grid))])
-    return sizes

@@ -23,10 +23,8 @@ SHELF = ("uniform", "a3c", "a3c_bernoulli", "loss_prediction")
 TINY_NET = {"network_def#backbone_args": {"channels": [4, 8], "strides": [2], "num_res_units": 0}}
 TINY_INFERENCE: dict[str, Any] = {**TINY_NET, "crop_size": 16, "patch_size": 4}
 TINY: dict[str, Any] = {**TINY_INFERENCE, "max_epochs": 2, "min_epoch_length": 3, "val_interval": 1}
-OBLIQUE_LIA = np.array(  # axes to the left, down and to the front; tilted, 1 x 2.5 x 1.5 mm
-    [[-0.984808, 0.0, 0.260472, 40.0], [0.0, 0.868241, 1.477212, -21.0], [-0.173648, 2.462019, -0.260472, 7.0], [0, 0, 0, 1]]
-)
-OBLIQUE_LIA[:3, 1] = np.cross(OBLIQUE_LIA[:3, 0], OBLIQUE_LIA[:3, 2]) / np.linalg.norm(OBLIQUE_LIA[:3, 2]) * 2.5
+# axes to the left, down and to the front; turned by 30 degrees about x, 1 x 2.5 x 1.5 mm
+OBLIQUE_LIA = np.array([[-1, 0, 0, 40], [0, -1.25, 1.299038, -21], [0, -2.165064, -0.75, 7], [0, 0, 0, 1]])
 
 
 def run_bundle(files: str | Sequence[str], kind: str = "train", **overrides: Any) -> ConfigWorkflow:
@@ -80,7 +78,7 @@ def finish(process: subprocess.Popen[str], *, timeout: float = 120) -> str:
     finally:
         process.kill()
     if process.returncode != 0:
-        raise AssertionError(f"{process.args} ended with {process.returncode}:\n{text[-4000:]}")
+        raise AssertionError(f"{process.args!r} ended with {process.returncode}:\n{text[-4000:]}")
     return text
 
 

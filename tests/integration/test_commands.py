@@ -15,13 +15,13 @@ from tests.bundles.running import CONFIGS, TINY, assert_same_state, checkpoint, 
 
 def test_training_command_records_its_configuration(tmp_path: Path) -> None:
     data = write_cases(tmp_path / "Doe_Jane_1970")
-    options = {**TINY, "dataset_dir": data, "output_dir": tmp_path / "run", "masker": "%maskers::uniform"}
+    options = {**TINY, "dataset_dir": data, "output_dir": tmp_path / "run", "masker": "uniform"}
     text = finish(start(command(options)))
 
     assert "Epoch 2/2" in text  # the progress bar
     record = json.loads((tmp_path / "run/run_record.json").read_text())
     assert record["config"]["max_epochs"] == 2
-    assert record["config"]["masker"]["_target_"] == "ahm_networks.UniformMasker"
+    assert record["config"]["masker"] == "uniform"
     assert record["config"]["network_def"]["backbone_args"] == TINY["network_def#backbone_args"]
     assert record["config"]["dataset_dir"] == str(data)  # the record stays with the user, checkpoints are handed on
     for name in ("last.pt", "model.pt"):

@@ -55,8 +55,9 @@ def test_file_is_there_and_not_empty(name: str) -> None:
 
 
 def test_readme_has_the_sections_of_the_zoo() -> None:
-    headings = [line.lstrip("# ").strip() for line in (BUNDLE / "docs/README.md").read_text().splitlines() if line[:1] == "#"]
-    missing = [section for section in README_SECTIONS if section.lower() not in [heading.lower() for heading in headings]]
+    lines = (BUNDLE / "docs/README.md").read_text().lower().splitlines()
+    headings = [line.lstrip("# ").strip() for line in lines if line.startswith("#")]
+    missing = [section for section in README_SECTIONS if section.lower() not in headings]
     assert not missing
 
 
@@ -101,7 +102,9 @@ def test_train_and_inference_have_the_same_shelf() -> None:
         assert train[key] == inference[key]
 
 
-@pytest.mark.parametrize("key", ["crop_size", "patch_size", "mask_ratio", "foreground_threshold", "window_hu", "modality"])
+@pytest.mark.parametrize(
+    "key", ["crop_size", "patch_size", "mask_ratio", "foreground_threshold", "window_hu", "modality"]
+)
 def test_train_and_inference_agree_on_defaults(key: str) -> None:
     assert read("train.json")[key] == read("inference.json")[key]
 

@@ -146,15 +146,31 @@ def test_scan_smaller_than_the_window(trained: Trained, tmp_path: Path) -> None:
     assert results(tmp_path / "out", "scan")["mask"].shape == (9, 11, 7)
 
 
-def test_pictures(trained: Trained, tmp_path: Path) -> None:
+def test_channels_are_kept_apart(trained: Trained, tmp_path: Path) -> None:
+    volume = np.random.default_rng(0).random((20, 24, 18, 2), dtype=np.float32)
     (tmp_path / "data").mkdir()
-    pixels = np.random.default_rng(0).integers(0, 255, (40, 56), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "data/scan.png")
-    model = trained(spatial_dims=2) / "models/model.pt"
-    infer(tmp_path / "data", tmp_path / "out", model, modality="image2d", spatial_dims=2)
-    made = results(tmp_path / "out", "scan")
-    assert np.squeeze(made["mask"].dataobj).shape in ((40, 56), (56, 40))
-    assert (tmp_path / "out/scan/scan_panel.png").is_file()
+    for name in ("a", "b"):
+        nib.save(nib.Nifti1Image(volume, OBLIQUE_LIA), tmp_path / f"data/{name}.nii.gz")
+    train(tmp_path / "data", tmp_path / "run", in_channels=2, max_epochs=1)
+    infer(tmp_path / "data", tmp_path / "out", tmp_path / "run/models/model.pt", in_channels=2)
+    made = results(tmp_path / "out", "a")
+    assert made["reconstruction"].shape == volume.shape
+    assert made["mask"].shape == made["policy"].shape == volume.shape[:3]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures(tmp_path: Path, channels: int) -> None:
+    (tmp_path / "data").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 56, channels), dtype=np.uint8)
+    for name in ("a", "b"):
+        Image.fromarray(pixels.squeeze()).save(tmp_path / f"data/{name}.png")
+    pictures = {"modality": "image2d", "spatial_dims": 2, "in_channels": channels}
+    train(tmp_path / "data", tmp_path / "run", max_epochs=1, **pictures)
+    infer(tmp_path / "data", tmp_path / "out", tmp_path / "run/models/model.pt", **pictures)
+    made = results(tmp_path / "out", "a")
+    assert np.squeeze(made["mask"].dataobj).shape == (56, 40)
+    assert np.squeeze(made["reconstruction"].dataobj).shape == (56, 40) + (channels,) * (channels > 1)
+    assert (tmp_path / "out/a/a_panel.png").is_file()
 
 
 def test_two_runs_give_one_result(trained: Trained, tmp_path: Path) -> None:
@@ -179,4 +195,3 @@ def test_evaluate_repeats_the_validation(trained: Trained, tmp_path: Path, maske
     best = checkpoint(tmp_path / "run/models/model.pt")["best"]["metric"]
     assert report["random_psnr"] == pytest.approx(best, abs=1e-4)
     assert list((tmp_path / "run/panels_evaluate").glob("*.png"))
-

@@ -36,7 +36,7 @@ def tensors(state: dict[str, object]) -> Iterator[torch.Tensor]:
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("masker", SHELF)
 def test_every_masker_trains(volumes: Path, tmp_path: Path, masker: str, dims: int) -> None:
-    train(volumes, tmp_path, masker=f"%maskers::{masker}", spatial_dims=dims)
+    train(volumes, tmp_path, masker=masker, spatial_dims=dims)
 
     last, best = checkpoint(tmp_path / "models/last.pt"), checkpoint(tmp_path / "models/model.pt")
     learns = masker != "uniform"
@@ -93,7 +93,9 @@ def test_one_seed_gives_one_result(volumes: Path, tmp_path: Path) -> None:
 
 def test_nothing_written_names_the_patient(tmp_path: Path) -> None:
     for number in range(2):
-        write_series(tmp_path / "data" / f"{PATIENT_ID}_{number}", slices=18, size=(20, 20), PatientID=f"{PATIENT_ID}{number}")
+        write_series(
+            tmp_path / "data" / f"{PATIENT_ID}_{number}", slices=18, size=(20, 20), PatientID=f"{PATIENT_ID}{number}"
+        )
     train(tmp_path / "data", tmp_path / "run")
     written = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert len(written) >= 5
