@@ -39,10 +39,11 @@ class RunningMoments(nn.Module):
         """Take in ``values`` (those that ``where`` marks); an empty selection changes nothing."""
         weight = torch.ones_like(values) if where is None else where.to(values.dtype)
         total = weight.sum()
-        mean = (values * weight).sum() / total.clamp_min(1.0)
-        share = torch.clamp(1.0 / (self.steps + 1.0), min=1.0 - self.decay) * (total > 0)
+        some, total = total > 0, total.clamp_min(1.0)
+        mean = (values * weight).sum() / total
+        spread = ((values - mean).square() * weight).sum() / total
+        share = (self.steps + 1.0).reciprocal().clamp_min(1.0 - self.decay) * some
         delta = mean - self.mean
-        spread = ((values - mean).square() * weight).sum() / total.clamp_min(1.0)
-        self.mean.add_(share * delta)
-        self.var.mul_(1.0 - share).add_(share * (spread + (1.0 - share) * delta.square()))
-        self.steps.add_(total > 0)
+        self.mean.addcmul_(share, delta)
+        self.var.lerp_(spread + (1.0 - share) * delta.square(), share)
+        self.steps.add_(some)
