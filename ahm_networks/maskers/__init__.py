@@ -8,4 +8,12 @@ from ahm_networks.maskers.loss_prediction import LossPredictionMasker
 from ahm_networks.maskers.shelf import masker_from_shelf
 from ahm_networks.maskers.uniform import UniformMasker
 
-__all__ = ["ActorCriticMasker", "CurriculumMasker", "Decision", "LossPredictionMasker", "Masker", "UniformMasker", "masker_from_shelf"]
+__all__ = [
+    "ActorCriticMasker",
+    "CurriculumMasker",
+    "Decision",
+    "LossPredictionMasker",
+    "Masker",
+    "UniformMasker",
+    "masker_from_shelf",
+]

@@ -40,7 +40,7 @@ class Setup:
 
 
 SETS_2D = Setup(2, "actor_critic", epochs=40, learning_rate=1e-3)  # long: it must not collapse either
-SETS_3D = Setup(3, "actor_critic", epochs=20, learning_rate=5e-4)
+SETS_3D = Setup(3, "actor_critic", epochs=40, learning_rate=5e-4)
 LEARNING = {
     "sets-2d": SETS_2D,
     "sets-3d": SETS_3D,
