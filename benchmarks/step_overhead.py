@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a learned mask costs: one training step with each masker over one with uniform masks.
 
-python -m benchmarks.step_overhead [--all] [--rounds 30]
+python -m benchmarks.step_overhead [--all] [--rounds 60]
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ def training_step(size: tuple[int, ...], build: Callable[..., Masker]) -> Callab
 
 def compare(size: tuple[int, ...], build: Callable[..., Masker], rounds: int) -> tuple[Paired, list[float | None]]:
     uniform, learned = training_step(size, UniformMasker), training_step(size, build)
-    timed = paired(uniform, learned, rounds=rounds)
+    timed = paired(uniform, learned, rounds=rounds, warmup=10)
     return timed, [peak_memory_mb(uniform), peak_memory_mb(learned)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--all", action="store_true", help="every learned masker, not only the actor-critic")
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=60)
     arguments = parser.parse_args()
     rows, memory = {}, {}
     for name, build in LEARNED.items():

@@ -3,12 +3,12 @@ import os
 
 import pytest
 import torch
+from monai.data import DataLoader, Dataset
+from monai.transforms import Compose, RandFlipd, RandGaussianNoised
 
 from ahm_engines import MaskedEvaluator, MaskedTrainer
 from ahm_engines.handlers import Checkpoints, EpochSeeds, load_checkpoint, save_checkpoint
 from ahm_networks import ActorCriticMasker, CurriculumMasker, ReconstructionUNet
-from monai.data import DataLoader, Dataset
-from monai.transforms import Compose, RandFlipd, RandGaussianNoised
 
 SMALL = {"channels": (4, 8), "strides": (2,), "num_res_units": 0}
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,3 +151,16 @@ def test_inference_with_a_damaged_checkpoint(volumes: Path, trained: Path, tmp_p
     content = (trained / "models/model.pt").read_bytes()
     (tmp_path / "half.pt").write_bytes(content[: len(content) // 2])
     assert "half.pt: not a readable checkpoint" in message_of(infer, volumes, tmp_path / "out", tmp_path / "half.pt")
+
+
+@pytest.mark.parametrize(("typed", "skipped"), [("true", True), ("True", True), ("false", False), (False, False)])
+def test_switches_are_read_as_they_are_typed(volumes: Path, tmp_path: Path, typed: Any, skipped: bool) -> None:
+    """The command line hands "true" and "false" on as words, and the word "false" is not empty."""
+    data = tmp_path / "data"
+    shutil.copytree(volumes, data)
+    (data / "broken.nii.gz").write_text("no image")
+    options = {"skip_bad": typed, "amp": "false", "resume": "false", "max_epochs": 1, "min_epoch_length": 1}
+    if skipped:
+        train(data, tmp_path / "run", **options)
+    else:
+        assert "broken.nii.gz" in message_of(train, data, tmp_path / "run", **options)
