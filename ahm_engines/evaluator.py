@@ -50,6 +50,17 @@ class MaskedEvaluator(Evaluator):
         seed: of the masks.
         epoch_length, non_blocking, prepare_batch, inferer, postprocessing, additional_metrics, val_handlers, amp,
             amp_kwargs: as in MONAI's ``SupervisedEvaluator``.
+
+    Raises:
+        ValueError: on running, when images do not fit network or masker, or are smaller than the window of SSIM.
+
+    Example:
+        >>> from ahm_networks import ReconstructionUNet
+        >>> loader = [{"image": torch.rand(2, 1, 32, 32)}]
+        >>> evaluator = MaskedEvaluator("cpu", loader, ReconstructionUNet(2), UniformMasker(2, patch_size=8))
+        >>> evaluator.run()
+        >>> sorted(evaluator.state.metrics)[:3]
+        ['foreground_share', 'hardness', 'psnr']
     """
 
     def __init__(

@@ -64,6 +64,22 @@ class MaskedTrainer(Trainer):
     Raises:
         FloatingPointError: when a loss was not finite, one iteration later or at the end of the epoch, before any
             handler saves what came of it.
+
+    Example:
+        >>> from ahm_networks import ActorCriticMasker, ReconstructionUNet
+        >>> network, masker = ReconstructionUNet(2), ActorCriticMasker(2, patch_size=8, mask_ratio=0.6)
+        >>> trainer = MaskedTrainer(
+        ...     "cpu",
+        ...     1,
+        ...     [{"image": torch.rand(2, 1, 32, 32)}],
+        ...     network,
+        ...     torch.optim.AdamW(network.parameters(), 5e-4),
+        ...     masker,
+        ...     masker_optimizer=torch.optim.Adam(masker.parameters(), 5e-4),
+        ... )
+        >>> trainer.run()
+        >>> trainer.state.output["mask"].shape
+        torch.Size([2, 1, 32, 32])
     """
 
     def __init__(
