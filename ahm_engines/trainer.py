@@ -177,7 +177,7 @@ class MaskedTrainer(Trainer):
             self.fire_event(IterationEvents.BACKWARD_COMPLETED)
         output[MaskedKeys.MASKER_LOSS] = self._update_masker(output, progress)
         self._raise_if_not_finite()
-        self._losses = [loss.detach() for loss in (output[k] for k in LOSS_KEYS) if loss is not None]
+        self._losses = [output[key] for key in LOSS_KEYS if output[key] is not None]
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         return output
 
@@ -188,8 +188,7 @@ class MaskedTrainer(Trainer):
         output[MaskedKeys.MASK] = decision.mask
         self.fire_event(MaskedEvents.MASK_CHOSEN)
         with torch.set_grad_enabled(learns):
-            with self.precision.autocast():
-                output[MaskedKeys.PRED] = self.inferer(image, self.forward_network, decision.mask)
+            output[MaskedKeys.PRED] = self._rebuild(image, decision.mask)
             self.fire_event(IterationEvents.FORWARD_COMPLETED)
             output[MaskedKeys.ERROR] = self.loss_function.error(output[MaskedKeys.PRED], image)
             output[MaskedKeys.LOSS] = hidden_mean(output[MaskedKeys.ERROR], decision.mask)
@@ -198,7 +197,8 @@ class MaskedTrainer(Trainer):
 
     def _update_masker(self, output: dict[str, Any], progress: float) -> Tensor | None:
         """Steps 5 and 6."""
-        steps = [(output[MaskedKeys.DECISION], self._rewarded(output))]
+        error, pred, mask = (output[key] for key in (MaskedKeys.ERROR, MaskedKeys.PRED, MaskedKeys.MASK))
+        steps = [(output[MaskedKeys.DECISION], self._rewarded(error, pred, mask))]
         self.fire_event(MaskedEvents.REWARDED)
         if self.masker_optimizer is None or not _within(progress, self.masker_stages):
             return None
@@ -215,17 +215,13 @@ class MaskedTrainer(Trainer):
         self.fire_event(MaskedEvents.MASKER_UPDATED)
         return loss.detach()
 
-    def _rewarded(self, output: Mapping[str, Any]) -> Tensor:
-        """The one detach between the two learners."""
-        error, pred = output[MaskedKeys.ERROR].detach(), output[MaskedKeys.PRED].detach()
-        return self.reward(error, pred, output[MaskedKeys.MASK])
-
-    @torch.no_grad()
-    def _error_of(self, image: Tensor, decision: Decision) -> dict[str, Any]:
+    def _rebuild(self, image: Tensor, mask: Tensor) -> Tensor:
         with self.precision.autocast():
-            pred = self.inferer(image, self.forward_network, decision.mask)
-        error = self.loss_function.error(pred, image)
-        return {MaskedKeys.ERROR: error, MaskedKeys.PRED: pred, MaskedKeys.MASK: decision.mask}
+            return self.inferer(image, self.forward_network, mask)
+
+    def _rewarded(self, error: Tensor, pred: Tensor, mask: Tensor) -> Tensor:
+        """The one detach between the two learners."""
+        return self.reward(error.detach(), pred.detach(), mask)
 
     def _raise_if_not_finite(self) -> None:
         """Look at the last iteration's losses: by now they are there, so that nothing has to wait for them."""
@@ -239,7 +235,10 @@ class MaskedTrainer(Trainer):
     def _further_sample(self, image: Tensor) -> tuple[Decision, Tensor]:
         """Another mask for the same image: the masker's gradient is kept, the network's is not needed."""
         decision = self.masker(image)
-        return decision, self._rewarded(self._error_of(image, decision))
+        with torch.no_grad():
+            pred = self._rebuild(image, decision.mask)
+            error = self.loss_function.error(pred, image)
+        return decision, self._rewarded(error, pred, decision.mask)
 
 
 def _within(progress: float, stages: Stages) -> bool:
