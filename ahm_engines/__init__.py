@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training, evaluation and inference loops around networks and maskers."""
 
+from ahm_engines.case_inference import CaseInference, IncompleteInferenceError, TolerantDataset
 from ahm_engines.evaluator import MaskedEvaluator
 from ahm_engines.events import MaskedEvents, MaskedKeys
-from ahm_engines.inference import MaskingInference, MaskingPredictor, load_pretrained, window_inferer
-from ahm_engines.losses import MaskedLoss
+from ahm_engines.inference import MaskingInference, MaskingPredictor, load_pretrained, scan_inferer, window_inferer
+from ahm_engines.losses import DeepSupervision, MaskedLoss
 from ahm_engines.rewards import ErrorReward
+from ahm_engines.trained import load_trained, trained_settings
 from ahm_engines.trainer import MaskedTrainer
 
 __all__ = [
+    "CaseInference",
+    "DeepSupervision",
     "ErrorReward",
+    "IncompleteInferenceError",
     "MaskedEvaluator",
     "MaskedEvents",
     "MaskedKeys",
@@ -17,6 +22,10 @@ __all__ = [
     "MaskedTrainer",
     "MaskingInference",
     "MaskingPredictor",
+    "TolerantDataset",
     "load_pretrained",
+    "load_trained",
+    "scan_inferer",
+    "trained_settings",
     "window_inferer",
 ]

@@ -21,7 +21,7 @@ from ahm_engines.metrics import composite
 from ahm_networks.maskers import Masker
 from ahm_transforms.masking.functional import cells_to_image
 
-__all__ = ["MaskingInference", "MaskingPredictor", "load_pretrained", "window_inferer"]
+__all__ = ["MaskingInference", "MaskingPredictor", "load_pretrained", "scan_inferer", "window_inferer"]
 
 POLICY, MASK, RECONSTRUCTION = "policy", "mask", "reconstruction"
 logger = logging.getLogger(__name__)
@@ -130,6 +130,26 @@ def window_inferer(spatial_dims: int, crop_size: int | Sequence[int], *, volumes
         slices = SliceInferer(roi_size=window, spatial_dim=2, overlap=0.0, sw_batch_size=4)
         return WholeWindows(slices, (*window, 1))
     return WholeWindows(SlidingWindowInferer(roi_size=window, overlap=0.0, sw_batch_size=4), window)
+
+
+def scan_inferer(
+    spatial_dims: int, crop_size: int | Sequence[int], *, volumes: bool = True, overlap: float = 0.5
+) -> Inferer:
+    """Inferer for predictions over whole scans: overlapping windows, averaged with Gaussian weights.
+
+    Scans smaller than a window are padded with zeros, and their result is cut back. A 2D network goes through volumes
+    slice by slice, along their last axis.
+
+    Args:
+        spatial_dims: of the network, 2 or 3.
+        crop_size: of the windows, in voxels.
+        volumes: whether the scans are 3D; for pictures ``False``.
+        overlap: share of a window that the next one covers too, in [0, 1).
+    """
+    windows = {"roi_size": ensure_tuple_rep(crop_size, spatial_dims), "overlap": overlap, "mode": "gaussian"}
+    if spatial_dims == 2 and volumes:
+        return SliceInferer(spatial_dim=2, sw_batch_size=4, **windows)
+    return SlidingWindowInferer(sw_batch_size=4, **windows)
 
 
 class WholeWindows(Inferer):

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reconstruction error of hidden voxels."""
+"""Reconstruction error of hidden voxels, and losses of networks that predict at several depths."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from monai.losses import DeepSupervisionLoss
 from torch import Tensor, nn
 
 from ahm_transforms.masking.functional import cells_to_image, image_to_cells
 
-__all__ = ["MaskedLoss", "hidden_mean"]
+__all__ = ["DeepSupervision", "MaskedLoss", "hidden_mean"]
 
 
 def hidden_mean(error: Tensor, mask: Tensor) -> Tensor:
@@ -82,3 +83,37 @@ class MaskedLoss(nn.Module):
         std = torch.maximum(variance, floor).sqrt()
         size = image.shape[2:]
         return cells_to_image(mean, self.patch_size, size), cells_to_image(std, self.patch_size, size)
+
+
+class DeepSupervision(DeepSupervisionLoss):
+    """Weighted mean of a segmentation loss over the predictions of a deeply supervised network.
+
+    The weights are 1, 1/2, 1/4, ... from the finest to the coarsest prediction, divided by their sum, so that the loss
+    has the size of a plain one (MONAI sums without dividing). Predictions come stacked ``[B, heads, C, *S]``, as from
+    MONAI's ``DynUNet`` in training, or as a list, whose coarser ones meet a label of their own size, nearest voxels.
+    A plain prediction ``[B, C, *S]`` has its plain loss.
+
+    Args:
+        loss: ``loss(pred, label)`` with ``label`` ``[B, 1, *S]``, such as MONAI's ``DiceCELoss``.
+
+    Example:
+        >>> loss = DeepSupervision(nn.MSELoss())
+        >>> heads = torch.stack([torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)], dim=1)
+        >>> round(float(loss(heads, torch.zeros(1, 1, 4, 4))), 4)  # 2/3 of the first and 1/3 of the second
+        0.3333
+    """
+
+    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__(loss)
+
+    def get_weights(self, levels: int = 1) -> list[float]:
+        """Weights of that many predictions, with sum 1."""
+        weights = [0.5**level for level in range(levels)]
+        return [weight / sum(weights) for weight in weights]
+
+    def forward(self, pred: Tensor | Sequence[Tensor], label: Tensor) -> Tensor:
+        """Return the loss, a scalar."""
+        if isinstance(pred, Tensor) and pred.ndim == label.ndim + 1:
+            pred = pred.unbind(1)
+        loss: Tensor = super().forward(pred, label)
+        return loss

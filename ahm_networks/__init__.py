@@ -8,17 +8,39 @@ from ahm_networks.maskers import (
     LossPredictionMasker,
     Masker,
     UniformMasker,
-    masker_from_shelf,
 )
-from ahm_networks.nets import ReconstructionUNet
+from ahm_networks.nets import (
+    VGG16,
+    EncoderClassifier,
+    ReconstructionUNet,
+    Transfer,
+    backbone_network,
+    classifier_network,
+    freeze_encoder,
+    layerwise_parameters,
+    read_weights,
+    transfer_weights,
+    unfreeze_encoder,
+)
+from ahm_networks.shelf import from_shelf
 
 __all__ = [
+    "VGG16",
     "ActorCriticMasker",
     "CurriculumMasker",
     "Decision",
+    "EncoderClassifier",
     "LossPredictionMasker",
     "Masker",
     "ReconstructionUNet",
+    "Transfer",
     "UniformMasker",
-    "masker_from_shelf",
+    "backbone_network",
+    "classifier_network",
+    "freeze_encoder",
+    "from_shelf",
+    "layerwise_parameters",
+    "read_weights",
+    "transfer_weights",
+    "unfreeze_encoder",
 ]

@@ -115,4 +115,4 @@ class TensorBoardScalars(TensorBoardHandler):
 def _losses(output: Any) -> dict[str, float]:
     """The losses that the iteration had, as numbers."""
     losses = {str(key): output.get(key) for key in (MaskedKeys.LOSS, MaskedKeys.MASKER_LOSS)}
-    return {name: float(loss) for name, loss in losses.items() if loss is not None}
+    return {name: float(loss.detach()) for name, loss in losses.items() if loss is not None}

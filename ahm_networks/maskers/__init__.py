@@ -5,7 +5,6 @@ from ahm_networks.maskers.actor_critic import ActorCriticMasker
 from ahm_networks.maskers.base import Decision, Masker
 from ahm_networks.maskers.curriculum import CurriculumMasker
 from ahm_networks.maskers.loss_prediction import LossPredictionMasker
-from ahm_networks.maskers.shelf import masker_from_shelf
 from ahm_networks.maskers.uniform import UniformMasker
 
 __all__ = [
@@ -15,5 +14,4 @@ __all__ = [
     "LossPredictionMasker",
     "Masker",
     "UniformMasker",
-    "masker_from_shelf",
 ]

@@ -3,19 +3,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.networks.nets import UNETR, BasicUNet, DynUNet, SegResNet, SwinUNETR, UNet
 from torch import Tensor, nn
 
-__all__ = ["BACKBONES", "ReconstructionUNet"]
+from ahm_networks.nets.backbones import build_backbone
 
-UNET_ARGS: dict[str, Any] = {"channels": (16, 32, 64, 128, 256), "strides": (2, 2, 2, 2), "num_res_units": 2}
-DYNUNET_ARGS: dict[str, Any] = {"kernel_size": [3] * 5, "strides": [1, 2, 2, 2, 2], "res_block": True}
+__all__ = ["ReconstructionUNet"]
+
 FILLS = ("zero", "mean", "token")
 
 
@@ -62,7 +60,11 @@ class ReconstructionUNet(nn.Module):
         self.mask_channel = mask_channel
         self.token = nn.Parameter(torch.zeros(in_channels)) if fill == "token" else None
         self.fixed_size = not isinstance(backbone, str) or backbone == "unetr"
-        self.divisor, self.backbone = _build(backbone, spatial_dims, in_channels, mask_channel, backbone_args or {})
+        self.divisor: tuple[int, ...] = (1,) * spatial_dims
+        if isinstance(backbone, str):
+            seen = in_channels + mask_channel
+            self.divisor, backbone = build_backbone(backbone, spatial_dims, seen, in_channels, backbone_args or {})
+        self.backbone = backbone
 
     def forward(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
         """Rebuild ``image`` from its visible voxels.
@@ -119,71 +121,3 @@ class ReconstructionUNet(nn.Module):
                 f"mask: expected bool [B, 1, *S] for an image of shape {tuple(image.shape)}, "
                 f"got {mask.dtype} {tuple(mask.shape)}."
             )
-
-
-Builder = Callable[[int, int, int, dict[str, Any]], tuple[Sequence[int], nn.Module]]
-
-
-def _build(
-    backbone: str | nn.Module, dims: int, channels: int, mask_channel: bool, args: Mapping[str, Any]
-) -> tuple[tuple[int, ...], nn.Module]:
-    """Return the sizes that the image's axes must be multiples of, and the network."""
-    if isinstance(backbone, nn.Module):
-        return (1,) * dims, backbone
-    if backbone not in BACKBONES:
-        raise ValueError(f"backbone: expected one of {', '.join(BACKBONES)} or a network, got {backbone!r}.")
-    divisor, network = BACKBONES[backbone](dims, channels + mask_channel, channels, dict(args))
-    return tuple(divisor), network
-
-
-def _unet(dims: int, inputs: int, outputs: int, args: dict[str, Any]) -> tuple[Sequence[int], nn.Module]:
-    args = UNET_ARGS | args
-    return _stride_product(args["strides"], dims), UNet(
-        spatial_dims=dims, in_channels=inputs, out_channels=outputs, **args
-    )
-
-
-def _basic_unet(dims: int, inputs: int, outputs: int, args: dict[str, Any]) -> tuple[Sequence[int], nn.Module]:
-    return [16] * dims, BasicUNet(spatial_dims=dims, in_channels=inputs, out_channels=outputs, **args)
-
-
-def _dynunet(dims: int, inputs: int, outputs: int, args: dict[str, Any]) -> tuple[Sequence[int], nn.Module]:
-    args = DYNUNET_ARGS | args
-    args.setdefault("upsample_kernel_size", args["strides"][1:])
-    return _stride_product(args["strides"], dims), DynUNet(
-        spatial_dims=dims, in_channels=inputs, out_channels=outputs, **args
-    )
-
-
-def _segresnet(dims: int, inputs: int, outputs: int, args: dict[str, Any]) -> tuple[Sequence[int], nn.Module]:
-    args = {"init_filters": 16} | args
-    depth = len(args.get("blocks_down", (1, 2, 2, 4)))
-    return [2 ** (depth - 1)] * dims, SegResNet(spatial_dims=dims, in_channels=inputs, out_channels=outputs, **args)
-
-
-def _swin_unetr(dims: int, inputs: int, outputs: int, args: dict[str, Any]) -> tuple[Sequence[int], nn.Module]:
-    args = {"feature_size": 24} | args
-    return [32] * dims, SwinUNETR(spatial_dims=dims, in_channels=inputs, out_channels=outputs, **args)
-
-
-def _unetr(dims: int, inputs: int, outputs: int, args: dict[str, Any]) -> tuple[Sequence[int], nn.Module]:
-    if "img_size" not in args:
-        raise ValueError("backbone_args: unetr needs img_size, the size of the crops it is trained on.")
-    size = args["img_size"]
-    divisor = [size] * dims if isinstance(size, int) else size
-    return divisor, UNETR(spatial_dims=dims, in_channels=inputs, out_channels=outputs, **args)
-
-
-def _stride_product(strides: Sequence[int | Sequence[int]], dims: int) -> list[int]:
-    steps = [[stride] * dims if isinstance(stride, int) else stride for stride in strides]
-    return [math.prod(axis) for axis in zip(*steps, strict=True)]
-
-
-BACKBONES: dict[str, Builder] = {
-    "unet": _unet,
-    "basicunet": _basic_unet,
-    "dynunet": _dynunet,
-    "segresnet": _segresnet,
-    "swinunetr": _swin_unetr,
-    "unetr": _unetr,
-}

@@ -4,10 +4,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 Case = dict[str, Any]
-"""``image`` (a path, or the sorted paths of one DICOM series), ``case_id``, ``patient_id`` and, rarely, ``block``."""
+"""``image`` (a path, or the sorted paths of one DICOM series), ``case_id``, ``patient_id`` and, rarely, ``block``.
+
+Cases with labels have ``label``: for segmentation a path, or a list of paths with one map per class; for classification
+the index of the class, with ``mask`` (a path) if masks are asked for.
+"""
+
+PARTS = ("training", "validation", "test")
 
 
 class LeftOut(NamedTuple):
@@ -31,6 +38,18 @@ class Found:
     cases: list[Case] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     bad: list[LeftOut] = field(default_factory=list)
+
+
+class Source(NamedTuple):
+    """What a folder, a datalist or the template offers.
+
+    ``listed`` says by case id which cases the source itself keeps for ``validation`` or ``test``. Paths and names are
+    relative to ``root``.
+    """
+
+    found: Found
+    listed: dict[str, str]
+    root: Path
 
 
 class BadCasesError(ValueError):

@@ -1,47 +1,81 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a folder or a datalist to checked training and validation cases, in one call."""
+"""From a folder or a datalist to checked training, validation and test cases, in one call."""
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ahm_transforms.io._types import BadCasesError, Case, Found, Geometry, LeftOut
-from ahm_transforms.io.check import case_name, check_cases
-from ahm_transforms.io.datalist import read_datalist
-from ahm_transforms.io.find import find_cases
-from ahm_transforms.io.split import split_by_patient
+from ahm_transforms.io._types import PARTS, BadCasesError, Case, Found, Geometry, LeftOut
+from ahm_transforms.io.check import Checked, case_name, check_cases
+from ahm_transforms.io.source import find_source
+from ahm_transforms.io.split import divide
 from ahm_transforms.io.template import template_cases
 
 LOGGER = logging.getLogger(__name__)
 
+_NAMES_SHOWN = 5  # of the files that are left out for the same reason
+
 
 @dataclass
 class Cases:
-    """Cases to train and to validate on, and what was left out.
+    """Cases to train, to validate and to test on, and what was left out.
 
     Attributes:
-        training: dictionaries with ``image``, ``case_id`` and ``patient_id``.
-        validation: the same; no patient is in both, unless there is only one.
+        training: dictionaries with ``image``, ``case_id`` and ``patient_id``, and ``label`` where labels are loaded.
+        validation: the same; no patient is in two parts, unless there are too few.
+        test: the same.
         left_out: what is not used, with the reason.
         geometry: size and spacing by case id.
+        classes: names of the (foreground) classes, empty without labels.
+        present: the classes that occur in a case, by case id.
     """
 
     training: list[Case]
     validation: list[Case]
+    test: list[Case] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     geometry: dict[str, Geometry] = field(default_factory=dict)
+    classes: list[str] = field(default_factory=list)
+    present: dict[str, frozenset[str]] = field(default_factory=dict)
+
+    def count_classes(self, part: str) -> dict[str, int]:
+        """Return in how many cases of ``training``, ``validation`` or ``test`` each class occurs."""
+        cases = getattr(self, part)
+        return {name: sum(name in self.present[case["case_id"]] for case in cases) for name in self.classes}
+
+    def part(self, name: str) -> list[Case]:
+        """Return the cases of ``training``, ``validation`` or ``test``.
+
+        Raises:
+            ValueError: for another name, and when the part is empty.
+        """
+        if name not in PARTS:
+            raise ValueError(f"expected one of {', '.join(PARTS)}, got {name!r}.")
+        cases: list[Case] = getattr(self, name)
+        if not cases:
+            raise ValueError(f"there are no {name} cases: set {name}_fraction above 0, or list them in the datalist.")
+        return cases
+
+    def class_weights(self) -> list[float]:
+        """Return one weight per class, inverse to its share of the training cases; 1 where all are equally frequent."""
+        counts = self.count_classes("training")
+        return [sum(counts.values()) / (len(counts) * count) for count in counts.values()]
 
     def summary(self) -> dict[str, Any]:
-        """Return counts and the ranges of size and spacing, ready for JSON; no names, paths or ids."""
+        """Return counts and the ranges of size and spacing, ready for JSON; no names of files or patients."""
         numbers: dict[str, Any] = {}
-        for part, cases in (("training", self.training), ("validation", self.validation)):
+        for part in PARTS:
+            cases = getattr(self, part)
             numbers[f"{part}_cases"] = len(cases)
             numbers[f"{part}_patients"] = len({case["patient_id"] for case in cases})
+            if self.classes:
+                numbers[f"{part}_cases_by_class"] = self.count_classes(part)
         numbers["left_out"] = len(self.left_out)
         return {**numbers, **_ranges(list(self.geometry.values()))}
 
@@ -52,6 +86,7 @@ def load_cases(
     datalist: str | Path | None = None,
     spatial_dims: int = 3,
     val_fraction: float = 0.2,
+    test_fraction: float = 0.0,
     seed: int = 0,
     patient_pattern: str | None = None,
     skip_bad: bool = False,
@@ -63,9 +98,12 @@ def load_cases(
     Args:
         dataset_dir: folder with NIfTI files, 2D pictures or DICOM series, in it or below it.
         datalist: JSON file in Decathlon form to use instead of a search; paths in it are relative to ``dataset_dir``,
-            or else to itself. Its ``validation`` list is used as it is; without one the split is drawn.
+            or else to itself. Its ``validation`` list is used as it is; without one the split is drawn. Its ``test``
+            list, like the template's test blocks, stays untouched, and no other test part is drawn.
         spatial_dims: 2 or 3.
         val_fraction: share of the patients for validation.
+        test_fraction: share of the patients to leave out. They are those that `load_segmentation_cases` tests on,
+            given the same folder, fraction and ``split_seed``, if all its images have labels.
         seed: seed of the split.
         patient_pattern: regular expression that finds the patient in a file's path, such as ``(patient\d+)``.
         skip_bad: leave out what cannot be used, with a warning, where the default is to stop.
@@ -78,41 +116,52 @@ def load_cases(
         ImportError: the template is wanted and nilearn is not installed.
         ValueError: the datalist, the split or the pattern is wrong, or two files would have the same id.
     """
+    check_dims(spatial_dims)
+    template = partial(template_cases, spatial_dims=spatial_dims)
+    source = find_source(dataset_dir, datalist, patient_pattern=patient_pattern, template=template)
+    found, listed = source.found, source.listed
+    found.cases = [_unlabelled(case) for case in found.cases if listed.get(case["case_id"]) != "test"]
+    checked, left_out = check_found(
+        found,
+        skip_bad=skip_bad,
+        where=f"dataset_dir {dataset_dir}",
+        spatial_dims=spatial_dims,
+        min_size=min_size,
+        channels=channels,
+    )
+    split = divide(checked.cases, listed, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
+    return Cases(*split, left_out, checked.geometry)
+
+
+def check_dims(spatial_dims: int) -> None:
+    """Stop unless there are 2 or 3 spatial dimensions."""
     if spatial_dims not in (2, 3):
         raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
-    found, given = _find(dataset_dir, datalist, spatial_dims, patient_pattern)
+
+
+def check_found(found: Found, *, skip_bad: bool, where: str, **options: Any) -> tuple[Checked, list[LeftOut]]:
+    """Return what `check_cases` says about ``found``, and all that is not used.
+
+    Raises:
+        BadCasesError: some cases cannot be used, and ``skip_bad`` is off or no case is left.
+        FileNotFoundError: there is no case at all.
+        ValueError: two cases have the same id.
+    """
     _refuse_equal_ids(found.cases)
-    checked = check_cases(found.cases, spatial_dims=spatial_dims, min_size=min_size, channels=channels)
+    checked = check_cases(found.cases, **options)
     bad = found.bad + checked.bad
     if bad and not (skip_bad and checked.cases):
         raise BadCasesError(bad)
     if not checked.cases:
-        raise FileNotFoundError(f"dataset_dir {dataset_dir} holds no usable image:{_lines(found.left_out)}")
+        raise FileNotFoundError(f"{where} holds no usable image:{_lines(found.left_out)}")
     left_out = found.left_out + bad
     if left_out:
         LOGGER.warning("%d left out:%s", len(left_out), _lines(left_out))
-    if given is None:
-        training, validation = split_by_patient(checked.cases, val_fraction=val_fraction, seed=seed)
-    else:
-        training = [case for case in checked.cases if case["case_id"] not in given]
-        validation = [case for case in checked.cases if case["case_id"] in given]
-    return Cases(training, validation, left_out, checked.geometry)
+    return checked, left_out
 
 
-def _find(
-    dataset_dir: str | Path | None, datalist: str | Path | None, spatial_dims: int, patient_pattern: str | None
-) -> tuple[Found, set[str] | None]:
-    """Return what there is and, where the source says so itself, the ids of the validation cases."""
-    if datalist is None and dataset_dir is not None:
-        return find_cases(dataset_dir, patient_pattern=patient_pattern), None
-    if datalist is None:
-        training, validation = template_cases(spatial_dims=spatial_dims)
-        return Found(training + validation), {case["case_id"] for case in validation}
-    training, listed = read_datalist(datalist, dataset_dir=dataset_dir, patient_pattern=patient_pattern)
-    shared = {case["patient_id"] for case in training} & {case["patient_id"] for case in listed or []}
-    if shared:
-        LOGGER.warning("%s: %d patient(s) are in both training and validation.", datalist, len(shared))
-    return Found(training + (listed or [])), None if listed is None else {case["case_id"] for case in listed}
+def _unlabelled(case: Case) -> Case:
+    return {key: value for key, value in case.items() if key not in ("label", "mask")}
 
 
 def _refuse_equal_ids(cases: Sequence[Case]) -> None:
@@ -123,7 +172,16 @@ def _refuse_equal_ids(cases: Sequence[Case]) -> None:
 
 
 def _lines(items: Sequence[LeftOut]) -> str:
-    return "".join(f"\n  {name}: {reason}" for name, reason in items)
+    """Return one line for each item, or one for many that share their reason."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, reason in items:
+        names[reason].append(name)
+    lines = []
+    for reason, group in names.items():
+        if len(group) > _NAMES_SHOWN:
+            group = [f"{len(group)} such as {', '.join(group[:_NAMES_SHOWN])}"]
+        lines += [f"\n  {name}: {reason}" for name in group]
+    return "".join(lines)
 
 
 def _ranges(geometry: Sequence[Geometry]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -23,13 +24,25 @@ from ahm_transforms.io.reader import load_image
 
 LOGGER = logging.getLogger(__name__)
 
+Inspect = Callable[[Case, MetaTensor], frozenset[str]]
+"""Look at a case's label beside its image; return the classes that occur, or raise a ValueError with the reason."""
+
 
 class Checked(NamedTuple):
-    """The cases that can be read, their geometry by case id, and the others with the reason."""
+    """The cases that can be read, their geometry and classes by case id, and the others with the reason."""
 
     cases: list[Case]
     geometry: dict[str, Geometry]
+    classes: dict[str, frozenset[str]]
     bad: list[LeftOut]
+
+
+class _Seen(NamedTuple):
+    case: Case
+    bad: str = ""
+    odd: str = ""
+    geometry: Geometry = Geometry((), ())
+    classes: frozenset[str] = frozenset()
 
 
 def check_cases(
@@ -38,8 +51,9 @@ def check_cases(
     spatial_dims: int,
     min_size: Sequence[int] | int | None = None,
     channels: int | None = None,
+    inspect: Inspect | None = None,
 ) -> Checked:
-    """Read every case with the reader that training uses.
+    """Read every case with the reader that training uses, each image once, however many cases are blocks of it.
 
     Cases that hold NaN or a single value stay: a warning names them, and the recipes' normalisation copes.
 
@@ -48,17 +62,24 @@ def check_cases(
         spatial_dims: 3 wants volumes; 2 takes pictures and volumes, of which slices are used.
         min_size: smallest usable size in voxels, one number or one per spatial axis.
         channels: how many channels every image must have; None takes any.
+        inspect: what else to look at, while the image is there.
     """
+    images: dict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        images[str(case["image"])].append(case)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        results = list(pool.map(lambda case: _check(case, spatial_dims, min_size, channels), cases))
-    named = list(zip(cases, results, strict=True))
-    odd = [f"{case_name(case)} ({result[1]})" for case, result in named if not isinstance(result, str) and result[1]]
+        results = pool.map(lambda group: _check(group, spatial_dims, min_size, channels, inspect), images.values())
+    seen = [result for group in results for result in group]
+    odd = {case_name(result.case): result.odd for result in seen if result.odd}
     if odd:
-        LOGGER.warning("%d image(s) hold NaN, infinite or constant values: %s", len(odd), ", ".join(odd))
+        names = ", ".join(f"{name} ({what})" for name, what in odd.items())
+        LOGGER.warning("%d image(s) hold NaN, infinite or constant values: %s", len(odd), names)
+    good = [result for result in seen if not result.bad]
     return Checked(
-        cases=[case for case, result in named if not isinstance(result, str)],
-        geometry={case["case_id"]: result[0] for case, result in named if not isinstance(result, str)},
-        bad=[LeftOut(case_name(case), result) for case, result in named if isinstance(result, str)],
+        cases=[result.case for result in good],
+        geometry={result.case["case_id"]: result.geometry for result in good},
+        classes={result.case["case_id"]: result.classes for result in good},
+        bad=[LeftOut(case_name(result.case), result.bad) for result in seen if result.bad],
     )
 
 
@@ -70,22 +91,43 @@ def case_name(case: Case) -> str:
     return Path(image).name
 
 
+def unreadable(error: OSError) -> str:
+    """Return what a report says about a file that `load_image` could not read."""
+    cause = error.__cause__ or error
+    return "cannot be read: " + " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
+
+
 def _check(
-    case: Case, spatial_dims: int, min_size: Sequence[int] | int | None, channels: int | None
-) -> tuple[Geometry, str] | str:
-    """Return geometry and what is odd about the values, or the reason why the case cannot be used."""
-    image = case["image"]
+    cases: Sequence[Case],
+    spatial_dims: int,
+    min_size: Sequence[int] | int | None,
+    channels: int | None,
+    inspect: Inspect | None,
+) -> list[_Seen]:
+    """Return what is to be said about the cases of one image."""
+    image = cases[0]["image"]
     first = image if isinstance(image, str) else image[0]
     if not Path(first).exists():
-        return "the file does not exist"
+        return [_Seen(case, bad="the file does not exist") for case in cases]
     try:
         loaded = load_image(image)
     except OSError as error:
         syntax = transfer_syntax(first) if isinstance(image, list) else ""
-        cause = " ".join(f"{type(error.__cause__).__name__}: {error.__cause__}".split())[:200]
-        return f"cannot be read{f' (transfer syntax {syntax})' if syntax else ''}: {cause}"
-    problem = _shape_problem(loaded, spatial_dims, min_size, channels)
-    return problem or (_geometry(loaded), _odd_values(loaded))
+        named = f"cannot be read (transfer syntax {syntax})" if syntax else "cannot be read"
+        return [_Seen(case, bad=unreadable(error).replace("cannot be read", named, 1)) for case in cases]
+    if problem := _shape_problem(loaded, spatial_dims, min_size, channels):
+        return [_Seen(case, bad=problem) for case in cases]
+    geometry, odd = _geometry(loaded), _odd_values(loaded)
+    return [_inspected(_Seen(case, odd=odd, geometry=geometry), loaded, inspect) for case in cases]
+
+
+def _inspected(seen: _Seen, image: MetaTensor, inspect: Inspect | None) -> _Seen:
+    if inspect is None:
+        return seen
+    try:
+        return seen._replace(classes=inspect(seen.case, image))
+    except ValueError as error:
+        return seen._replace(bad=str(error))
 
 
 def _shape_problem(

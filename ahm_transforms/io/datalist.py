@@ -7,26 +7,41 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ahm_transforms.io._types import Case
-from ahm_transforms.io.find import case_of_file
+from ahm_transforms.io._types import PARTS, Case, Found, LeftOut, Source
+from ahm_transforms.io.dicom import find_series
+from ahm_transforms.io.find import case_of_file, visible_files
 
 _PATIENT_KEYS = ("patient_id", "subject")
+_LABEL_KEYS = ("label", "mask")
 
 
 def read_datalist(
     path: str | Path, *, dataset_dir: str | Path | None = None, patient_pattern: str | None = None
-) -> tuple[list[Case], list[Case] | None]:
-    """Return the training cases and, where the file lists them, the validation cases.
+) -> Source:
+    """Return the cases of all lists and which of them are listed for validation and test.
 
-    An entry is a path, or a dictionary with ``image`` (a path, or the sorted files of one DICOM series) and, if known,
-    ``patient_id`` or ``subject``. Paths are relative to ``dataset_dir``, or else to the JSON file. ``test`` is left
-    alone: it stays unseen.
+    An entry is a path, or a dictionary with ``image`` (a path, the sorted files of one DICOM series, or the folder that
+    holds one) and, if known, ``patient_id`` or ``subject``, ``label`` and ``mask``, which are handed on as they are.
+    Paths are relative to ``dataset_dir``, or else to the JSON file. A ``test`` list without labels beside a
+    ``training`` list with labels, as in the Decathlon, is passed over: it can test nothing.
 
     Raises:
         FileNotFoundError: the datalist does not exist.
         ValueError: it is no JSON, has no ``training`` list, or an entry names no image.
     """
     path = Path(path)
+    content = _content(path)
+    source = Source(Found(), {}, Path(dataset_dir) if dataset_dir is not None else path.parent)
+    labelled = {part: any("label" in entry for entry in _dicts(content.get(part))) for part in PARTS}
+    for part in PARTS:
+        if part == "test" and labelled["training"] and not labelled["test"]:
+            continue
+        for index, entry in enumerate(content.get(part) or []):
+            _add(source, part, entry, f"{path}: {part}[{index}]", patient_pattern)
+    return source
+
+
+def _content(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"datalist {path} does not exist.")
     try:
@@ -35,26 +50,43 @@ def read_datalist(
         raise ValueError(f"datalist {path} is not valid JSON: {error}.") from error
     if not isinstance(content, dict) or not isinstance(content.get("training"), list) or not content["training"]:
         raise ValueError(f'datalist {path} needs a list "training" with at least one entry, as in the Decathlon.')
-    root = Path(dataset_dir) if dataset_dir is not None else path.parent
-
-    def cases(key: str) -> list[Case]:
-        entries = content[key]
-        return [_case(entry, f"{path}: {key}[{i}]", root, patient_pattern) for i, entry in enumerate(entries)]
-
-    return cases("training"), cases("validation") if content.get("validation") else None
+    return content
 
 
-def _case(entry: Any, where: str, root: Path, patient_pattern: str | None) -> Case:
+def _dicts(entries: Any) -> list[dict[str, Any]]:
+    return [entry for entry in entries or [] if isinstance(entry, dict)]
+
+
+def _add(source: Source, part: str, entry: Any, where: str, patient_pattern: str | None) -> None:
     entry = {"image": entry} if isinstance(entry, str) else entry
     image = entry.get("image") if isinstance(entry, dict) else None
     files: list[Any] = image if isinstance(image, list) else [image]
     if not files or not all(isinstance(name, str) for name in files):
         raise ValueError(f'{where} must be a path or a dictionary with "image", got {entry!r}.')
-    paths = [root / name for name in files]
     patient = next((str(entry[key]) for key in _PATIENT_KEYS if key in entry), None)
-    case = case_of_file(paths[0], root=root, patient_pattern=None if patient else patient_pattern)
-    return {
-        "image": str(paths[0]) if isinstance(image, str) else [str(name) for name in paths],
-        "case_id": case["case_id"],
-        "patient_id": patient or case["patient_id"],
-    }
+    if isinstance(image, str) and (source.root / image).is_dir():
+        case = _series(source, image)
+    else:
+        case = _files(source.root, image, None if patient else patient_pattern)
+    if case is not None:
+        case["patient_id"] = patient or case["patient_id"]
+        source.found.cases.append(case | {key: entry[key] for key in _LABEL_KEYS if key in entry})
+        if part != "training":
+            source.listed[case["case_id"]] = part
+
+
+def _files(root: Path, image: Any, patient_pattern: str | None) -> Case:
+    paths = [root / name for name in ([image] if isinstance(image, str) else image)]
+    case = case_of_file(paths[0], root=root, patient_pattern=patient_pattern)
+    return case if isinstance(image, str) else {**case, "image": [str(name) for name in paths]}
+
+
+def _series(source: Source, image: str) -> Case | None:
+    """Return the one DICOM series in a folder; anything else is a bad case."""
+    folder = source.root / image
+    found = find_series(visible_files(folder)[0], root=folder)
+    if len(found.cases) == 1 and not found.bad:
+        return found.cases[0]
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in [*found.bad, *found.left_out])
+    source.found.bad.append(LeftOut(image, f"expected one DICOM series in it, found {len(found.cases)}. {reasons}"))
+    return None

@@ -64,6 +64,25 @@ def find_series(paths: Iterable[Path], *, root: Path) -> Found:
     return found
 
 
+def dicom_case(path: Path) -> Case:
+    """Return the case of one single-frame DICOM file, whatever its series holds besides.
+
+    Raises:
+        ValueError: it is no DICOM file, or holds no image or several frames.
+    """
+    try:
+        header = pydicom.dcmread(path, specific_tags=_TAGS, stop_before_pixels=True)
+    except Exception as error:  # pydicom raises whatever a damaged header makes it stumble over
+        raise ValueError(f"{path} cannot be read: expected NIfTI, PNG, TIFF, JPEG or DICOM. {error}") from error
+    reason = _not_an_image([header])
+    if reason is None and _is_truncated(header):
+        reason = "the file ends early"
+    if reason:
+        raise ValueError(f"{path} cannot be used: {reason}.")
+    uid = str(header.get("SOPInstanceUID", path.name))
+    return {**_case(uid, [header]), "case_id": f"image-{short_hash(uid)}"}
+
+
 def short_hash(text: str) -> str:
     """Return twelve hexadecimal digits that stand for ``text``."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -99,14 +118,19 @@ def _case(uid: str, slices: Sequence[Any]) -> Case:
     }
 
 
-def _not_a_volume(slices: Sequence[Any]) -> str | None:
-    first = slices[0]
+def _not_an_image(slices: Sequence[Any]) -> str | None:
     if any("Rows" not in header for header in slices):
-        return f"holds no image slices (modality {first.get('Modality', '?')})"
-    if any("LOCALIZER" in (header.get("ImageType") or "") for header in slices):
-        return "a localizer"
+        return f"holds no image slices (modality {slices[0].get('Modality', '?')})"
     if any(int(header.get("NumberOfFrames") or 1) > 1 for header in slices):
         return "multi-frame (enhanced) DICOM; convert it to NIfTI"
+    return None
+
+
+def _not_a_volume(slices: Sequence[Any]) -> str | None:
+    if reason := _not_an_image(slices):
+        return reason
+    if any("LOCALIZER" in (header.get("ImageType") or "") for header in slices):
+        return "a localizer"
     if len(slices) == 1:
         return "a single slice"
     if any(not header.get(tag) for header in slices for tag in ("ImagePositionPatient", "ImageOrientationPatient")):

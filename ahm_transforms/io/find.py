@@ -8,11 +8,13 @@ import re
 from pathlib import Path
 
 from ahm_transforms.io._types import Case, Found, LeftOut
-from ahm_transforms.io.dicom import find_series
+from ahm_transforms.io.check import case_name
+from ahm_transforms.io.dicom import dicom_case, find_series
 from ahm_transforms.io.reader import IMAGE_SUFFIXES, NIFTI_SUFFIXES, has_suffix
 
 # Label maps beside the images (Decathlon, nnU-Net and others) would otherwise be trained on as if they were images.
 _LABEL_FOLDERS = ("labels", "labelstr", "labelsts", "masks", "segmentations")
+LABEL_FOLDER = "a folder of labels by its name; pass it as dataset_dir if it is not"
 
 
 def find_cases(folder: str | Path, *, patient_pattern: str | None = None) -> Found:
@@ -31,7 +33,7 @@ def find_cases(folder: str | Path, *, patient_pattern: str | None = None) -> Fou
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"dataset_dir {folder} is not a folder.")
-    files, left_out = _visible_files(root)
+    files, left_out = visible_files(root)
     images = [path for path in files if has_suffix(path, NIFTI_SUFFIXES + IMAGE_SUFFIXES)]
     found = find_series(sorted(set(files) - set(images)), root=root)
     found.cases += [case_of_file(path, root=root, patient_pattern=patient_pattern) for path in images]
@@ -43,6 +45,29 @@ def find_cases(folder: str | Path, *, patient_pattern: str | None = None) -> Fou
             f"in it or in its sub-folders.{reasons}"
         )
     return found
+
+
+def find_inputs(path: str | Path, *, patient_pattern: str | None = None) -> Found:
+    """Return what to predict on: all of a folder, or one NIfTI file, 2D picture or single-frame DICOM file.
+
+    Only DICOM headers are opened. What is damaged or would get a case_id twice is in ``bad``: the others can go on.
+
+    Args:
+        path: a folder or a file.
+        patient_pattern: as for `find_cases`.
+
+    Raises:
+        FileNotFoundError: ``path`` does not exist, or the folder holds nothing that can be read.
+        ValueError: the file is no image, or the pattern does not match.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _without_twins(find_cases(path, patient_pattern=patient_pattern))
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: expected a folder or an image.")
+    if has_suffix(path, NIFTI_SUFFIXES + IMAGE_SUFFIXES):
+        return Found([case_of_file(path, root=path.parent, patient_pattern=patient_pattern)])
+    return Found([dicom_case(path)])
 
 
 def case_of_file(path: Path, *, root: Path, patient_pattern: str | None = None) -> Case:
@@ -62,14 +87,26 @@ def _patient(relative: Path, case_id: str, pattern: str | None) -> str:
     return match.group(1) if match.re.groups else match.group(0)
 
 
-def _visible_files(root: Path) -> tuple[list[Path], list[LeftOut]]:
+def visible_files(root: Path) -> tuple[list[Path], list[LeftOut]]:
+    """Return the files below ``root``, sorted, without hidden ones and folders of labels, and those folders."""
     files: list[Path] = []
     left_out: list[LeftOut] = []
     for folder, names, members in os.walk(root, followlinks=True):
         labels = [name for name in names if name.lower() in _LABEL_FOLDERS]
         for name in labels:
             where = (Path(folder) / name).relative_to(root).as_posix()
-            left_out.append(LeftOut(f"{where}/", "a folder of labels by its name; pass it as dataset_dir if it is not"))
+            left_out.append(LeftOut(f"{where}/", LABEL_FOLDER))
         names[:] = sorted(name for name in names if name not in labels and not name.startswith("."))
         files += [Path(folder) / member for member in members if not member.startswith(".")]
     return sorted(files), left_out
+
+
+def _without_twins(found: Found) -> Found:
+    """Keep the first of the cases with the same id: the results of one would overwrite the other's."""
+    seen: set[str] = set()
+    for case in list(found.cases):
+        if case["case_id"] in seen:
+            found.cases.remove(case)
+            found.bad.append(LeftOut(case_name(case), f"another image has the case_id {case['case_id']}"))
+        seen.add(case["case_id"])
+    return found

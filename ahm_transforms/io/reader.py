@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,7 @@ class CaseReader(ImageReader):
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[ImageReader, Any]:
         """Open the file, folder or list of slices with the reader that fits it."""
         files = [str(name) for name in ensure_tuple(data)]
-        reader = _reader_for(files)
+        reader = _reader_for(files, self.plain_picture)
         return reader, reader.read(files[0] if len(files) == 1 else files, **kwargs)
 
     def get_data(self, img: tuple[ImageReader, Any]) -> tuple[np.ndarray, dict[str, Any]]:
@@ -53,6 +53,18 @@ class CaseReader(ImageReader):
         reader, image = img
         array, meta = reader.get_data(image)
         return array, {key: meta[key] for key in _META_KEYS if key in meta}
+
+    def plain_picture(self, picture: Image) -> Image:
+        """Return a 2D picture as grey values or colours."""
+        return picture.convert(_PLAIN_MODES[picture.mode]) if picture.mode in _PLAIN_MODES else picture
+
+
+class LabelReader(CaseReader):
+    """Read maps of labels: as `CaseReader`, but a palette counts as the numbers of its colours."""
+
+    def plain_picture(self, picture: Image) -> Image:
+        """Return a 2D picture as numbers."""
+        return picture if picture.mode == "P" else super().plain_picture(picture)
 
 
 class LoadCased(MapTransform):
@@ -80,13 +92,13 @@ class LoadCased(MapTransform):
         return result
 
 
-def load_image(image: Sequence[PathLike] | PathLike) -> MetaTensor:
-    """Return one image as float32, with its geometry as metadata.
+def load_image(image: Sequence[PathLike] | PathLike, *, reader: CaseReader | None = None) -> MetaTensor:
+    """Return one image as float32, with its geometry as metadata; `CaseReader` reads it unless told otherwise.
 
     Raises:
         OSError: it cannot be read.
     """
-    reader = CaseReader()
+    reader = reader or CaseReader()
     name = str(ensure_tuple(image)[0])
     try:
         array, meta = reader.get_data(reader.read(image))
@@ -110,15 +122,11 @@ def has_suffix(path: PathLike, suffixes: Sequence[str]) -> bool:
     return str(path).lower().endswith(tuple(suffixes))
 
 
-def _reader_for(files: Sequence[str]) -> ImageReader:
+def _reader_for(files: Sequence[str], plain_picture: Callable[[Image], Image]) -> ImageReader:
     if len(files) > 1:
         return _SeriesReader()
     if has_suffix(files[0], NIFTI_SUFFIXES) and not Path(files[0]).is_dir():
         return NibabelReader()
     if has_suffix(files[0], IMAGE_SUFFIXES):
-        return PILReader(converter=_plain_picture)
+        return PILReader(converter=plain_picture)
     return ITKReader()
-
-
-def _plain_picture(image: Image) -> Image:
-    return image.convert(_PLAIN_MODES[image.mode]) if image.mode in _PLAIN_MODES else image

@@ -3,6 +3,13 @@
 
 from ahm_transforms.spatial.array import ResampleToSpacing
 from ahm_transforms.spatial.crops import FixedCropSamplesd, RandCropSamplesd
-from ahm_transforms.spatial.dictionary import CropBlockd, ResampleToSpacingd
+from ahm_transforms.spatial.dictionary import ClearOutsideBlockd, CropBlockd, ResampleToSpacingd
 
-__all__ = ["CropBlockd", "FixedCropSamplesd", "RandCropSamplesd", "ResampleToSpacing", "ResampleToSpacingd"]
+__all__ = [
+    "ClearOutsideBlockd",
+    "CropBlockd",
+    "FixedCropSamplesd",
+    "RandCropSamplesd",
+    "ResampleToSpacing",
+    "ResampleToSpacingd",
+]

@@ -13,13 +13,13 @@ from monai.transforms import InvertibleTransform, SpatialResample
 from monai.transforms.inverse import TraceableTransform
 from monai.utils import TraceKeys, TransformBackends
 
-_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 _SAME = 1e-3  # spacings this close, relative to each other, are the same
 _WHOLE = 1e-3  # a size this close to a whole number of voxels is that number
 
 
 class ResampleToSpacing(InvertibleTransform):
-    """Resample a `MetaTensor` [C, *S] linearly to ``spacing_mm``, along its own axes.
+    """Resample a `MetaTensor` [C, *S] to ``spacing_mm``, along its own axes.
 
     The image keeps its axes and its field of view: voxel edges stay where they are, and a rest smaller than a voxel
     is dropped at the far end. The affine says exactly where the new voxels lie. Because the axes stay, one
@@ -30,8 +30,11 @@ class ResampleToSpacing(InvertibleTransform):
     Args:
         spacing_mm: new spacing, one number for all axes or one per axis. Axes beyond its end, and entries of 0 or
             below, keep the spacing they have.
+        mode: ``bilinear`` for intensities, which come out as float32, or ``nearest`` for classes, which keep their
+            type. Both give the same grid.
 
     Raises:
+        ValueError: another mode.
         TypeError: on call, when the image is no `MetaTensor` and so has no spacing.
 
     Example:
@@ -42,20 +45,23 @@ class ResampleToSpacing(InvertibleTransform):
 
     backend = [TransformBackends.TORCH]  # noqa: RUF012  # MONAI declares it as a plain list
 
-    def __init__(self, spacing_mm: Sequence[float] | float) -> None:
-        self.spacing_mm = spacing_mm
+    def __init__(self, spacing_mm: Sequence[float] | float, mode: str = "bilinear") -> None:
+        if mode not in ("bilinear", "nearest"):
+            raise ValueError(f"mode must be bilinear or nearest, got {mode!r}.")
+        self.spacing_mm, self.mode = spacing_mm, mode
         self._back = SpatialResample(padding_mode="border", dtype=torch.float32)
 
     def __call__(self, img: torch.Tensor) -> MetaTensor:
-        """Return the resampled image, float32."""
+        """Return the resampled image."""
         if not isinstance(img, MetaTensor):
             raise TypeError(f"resampling needs a MetaTensor, whose affine holds the spacing, got {type(img).__name__}.")
         zoom = self._zoom(img)
+        values = img.as_tensor() if self.mode == "nearest" else img.as_tensor().to(torch.float32)
         if np.allclose(zoom, 1, rtol=0, atol=_SAME):
-            return self._traced(img, img.to(torch.float32), None)
+            return self._traced(img, values, None)
         xform = np.diag([*(1 / zoom), 1.0])
         xform[:-1, -1] = 0.5 / zoom - 0.5  # centre of the first new voxel, in old voxels
-        return self._traced(img, _interpolate(img.as_tensor().to(torch.float32), zoom), xform)
+        return self._traced(img, _interpolate(values, zoom, self.mode), xform)
 
     def inverse(self, data: MetaTensor) -> MetaTensor:
         """Bring ``data`` back to the grid that the image had before."""
@@ -65,7 +71,7 @@ class ResampleToSpacing(InvertibleTransform):
             back = self._back(
                 data, dst_affine=extra["src_affine"], spatial_size=info[TraceKeys.ORIG_SIZE], mode=extra["mode"]
             )
-        return back
+        return back.to(data.dtype) if extra["mode"] == "nearest" else back
 
     def _zoom(self, img: MetaTensor) -> np.ndarray:
         """Return how many new voxels come for one old voxel along each axis."""
@@ -85,7 +91,7 @@ class ResampleToSpacing(InvertibleTransform):
             img,
             sp_size=values.shape[1:],
             affine=xform,
-            extra_info={"mode": "bilinear", "src_affine": img.affine},
+            extra_info={"mode": self.mode, "src_affine": img.affine},
             orig_size=img.shape[1:],
             transform_info=self.get_transform_info(),
             lazy=False,
@@ -93,13 +99,15 @@ class ResampleToSpacing(InvertibleTransform):
         return MetaTensor(values).copy_meta_from(meta)
 
 
-def _interpolate(values: torch.Tensor, zoom: np.ndarray) -> torch.Tensor:
-    """Interpolate [C, *S] linearly, output voxel i at (i + 0.5) / zoom - 0.5, edge values beyond the border."""
+def _interpolate(values: torch.Tensor, zoom: np.ndarray, mode: str) -> torch.Tensor:
+    """Interpolate [C, *S], output voxel i at (i + 0.5) / zoom - 0.5, edge values beyond the border."""
     dims = values.ndim - 1
     # Images from disk vary fastest along their first axis; with the axes turned round they are contiguous.
     turned = values.permute(0, *range(dims, 0, -1))
     factor = tuple(float(z) * (1 + 1e-12) for z in zoom[::-1])  # interpolate() rounds the size down
+    # "nearest" of interpolate() takes the voxel before, not the nearest one
+    options = {"mode": "nearest-exact"} if mode == "nearest" else {"mode": _LINEAR[dims], "align_corners": False}
     out = torch.nn.functional.interpolate(
-        turned.unsqueeze(0), scale_factor=factor, mode=_MODES[dims], align_corners=False, recompute_scale_factor=False
+        turned.unsqueeze(0), scale_factor=factor, recompute_scale_factor=False, **options
     )
     return out.squeeze(0).permute(0, *range(dims, 0, -1))

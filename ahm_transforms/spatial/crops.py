@@ -37,9 +37,14 @@ class _CropSamplesd(MapTransform, MultiSampleTrait):
 
     def _crop(self, data: Mapping[Hashable, Any], rng: np.random.RandomState) -> list[dict[Hashable, Any]]:
         padded = {key: _pad(data[key], self.crop_size) for key in self.key_iterator(dict(data))}
-        first = next(iter(padded.values()))
-        windows = [_choose_window(first, self.crop_size, self.tries, rng) for _ in range(self.samples)]
-        return [{**data, **{key: img[window].contiguous() for key, img in padded.items()}} for window in windows]
+        windows = self._windows(padded, rng)
+        # clones: where the window is the whole image, a slice would share memory with it
+        return [{**data, **{key: _copy(img[window]) for key, img in padded.items()}} for window in windows]
+
+    def _windows(self, images: Mapping[Hashable, torch.Tensor], rng: np.random.RandomState) -> list[tuple]:
+        """Return an index into [C, *S] for each sample."""
+        first = next(iter(images.values()))
+        return [_choose_window(first, self.crop_size, self.tries, rng) for _ in range(self.samples)]
 
 
 class RandCropSamplesd(_CropSamplesd, Randomizable):
@@ -50,15 +55,22 @@ class RandCropSamplesd(_CropSamplesd, Randomizable):
     places the first is taken of which a quarter is no air, or else the fullest. All keys are cut at one place, judged
     by the first of them.
 
+    With a label map among the keys, the share ``foreground_share`` of the windows is laid around a voxel of a class
+    instead: the class is drawn among those that the map holds, all equally likely, and then one of its voxels, so that
+    rare and small classes are seen as often as others. A map without foreground gives windows as above.
+
     Args:
         keys: entries to crop, of one shape [C, *S].
         crop_size: voxels of the window along each axis.
         samples: how many windows come out of each image.
         tries: how many places are drawn at most; 1 takes every place equally often.
+        label_key: the one of ``keys`` that holds class indices [1, *S], 0 for background.
+        foreground_share: chance of each window to lie around a voxel of a class.
         allow_missing_keys: whether an absent entry is passed over.
 
     Raises:
-        ValueError: a number below 1, or, on call, more axes in the window than in the image.
+        ValueError: a number out of range, a share without label, a label that is not one of the keys, or, on call,
+            more axes in the window than in the image.
 
     Example:
         >>> crop = RandCropSamplesd("image", (4, 4), samples=2)
@@ -73,13 +85,33 @@ class RandCropSamplesd(_CropSamplesd, Randomizable):
         samples: int = 1,
         *,
         tries: int = 4,
+        label_key: Hashable | None = None,
+        foreground_share: float = 0.0,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, crop_size, samples, tries=tries, allow_missing_keys=allow_missing_keys)
+        if not 0 <= foreground_share <= 1:
+            raise ValueError(f"foreground_share must be in [0, 1], got {foreground_share}.")
+        if label_key not in self.keys and (label_key is not None or foreground_share):
+            raise ValueError(f"foreground_share needs label_key, one of the keys {self.keys}, got {label_key!r}.")
+        self.label_key, self.foreground_share = label_key, foreground_share
 
     def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
         """Return one dictionary for each window."""
         return self._crop(data, self.R)
+
+    def _windows(self, images: Mapping[Hashable, torch.Tensor], rng: np.random.RandomState) -> list[tuple]:
+        if not self.foreground_share:
+            return super()._windows(images, rng)
+        first, classes = next(iter(images.values())), _Classes(images[self.label_key])
+        windows = []
+        for _ in range(self.samples):
+            voxel = classes.draw_voxel(rng) if rng.random_sample() < self.foreground_share else None
+            if voxel is None:
+                windows.append(_choose_window(first, self.crop_size, self.tries, rng))
+            else:
+                windows.append(_draw_window(first.shape[1:], self.crop_size, rng, voxel))
+        return windows
 
 
 class FixedCropSamplesd(_CropSamplesd):
@@ -110,6 +142,28 @@ class FixedCropSamplesd(_CropSamplesd):
     def __call__(self, data: Mapping[Hashable, Any]) -> list[dict[Hashable, Any]]:
         """Return one dictionary for each window."""
         return self._crop(data, np.random.RandomState(self.seed))
+
+
+class _Classes:
+    """Where the classes of one label map [1, *S] are; each is looked for once, and only if it is drawn."""
+
+    def __init__(self, label: torch.Tensor) -> None:
+        values = label[0].numpy(force=True)
+        # images from disk vary fastest along their first axis; turned round they are scanned in the order of memory
+        self.is_turned = values.flags.f_contiguous
+        self.values = values.T if self.is_turned else values
+        self.highest = int(values.max())
+        self.places: dict[int, np.ndarray] = {}
+
+    def draw_voxel(self, rng: np.random.RandomState) -> tuple[int, ...] | None:
+        """Return a voxel of a class that is drawn among those there, or None where all is background."""
+        for index in 1 + rng.permutation(self.highest):  # the first that is there: all are equally likely
+            if index not in self.places:
+                self.places[index] = np.flatnonzero(self.values == index)
+            if len(places := self.places[index]):
+                voxel = np.unravel_index(places[rng.randint(len(places))], self.values.shape)
+                return tuple(int(i) for i in (voxel[::-1] if self.is_turned else voxel))
+        return None
 
 
 def _pad(img: torch.Tensor, crop_size: Sequence[int]) -> torch.Tensor:
@@ -145,7 +199,20 @@ def _filled_share(crop: torch.Tensor) -> float:
     return float((crop[(slice(None), *steps)] > _EMPTY).float().mean())
 
 
-def _draw_window(sizes: Sequence[int], crop_size: Sequence[int], rng: np.random.RandomState) -> tuple:
-    starts = [rng.randint(have - want + 1) for have, want in zip(sizes, crop_size, strict=False)]
-    slices = [slice(start, start + want) for start, want in zip(starts, crop_size, strict=True)]
-    return (slice(None), *slices, *(rng.randint(size) for size in sizes[len(crop_size) :]))
+def _draw_window(
+    sizes: Sequence[int], crop_size: Sequence[int], rng: np.random.RandomState, voxel: Sequence[int] | None = None
+) -> tuple:
+    """Return the index of a window, all places being equally likely; with ``voxel``, all that hold it."""
+    ranges = [(0, have - want) for have, want in zip(sizes, crop_size, strict=False)]
+    ranges += [(0, have - 1) for have in sizes[len(crop_size) :]]
+    if voxel is not None:
+        wants = [*crop_size, *(1,) * (len(sizes) - len(crop_size))]
+        held = zip(ranges, voxel, wants, strict=True)
+        ranges = [(max(low, at + 1 - want), min(high, at)) for (low, high), at, want in held]
+    starts = [rng.randint(low, high + 1) for low, high in ranges]
+    slices = [slice(start, start + want) for start, want in zip(starts, crop_size, strict=False)]
+    return (slice(None), *slices, *starts[len(crop_size) :])
+
+
+def _copy(crop: torch.Tensor) -> torch.Tensor:
+    return crop.clone(memory_format=torch.contiguous_format)

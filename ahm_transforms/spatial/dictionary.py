@@ -6,8 +6,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import torch
 from monai.config import KeysCollection
 from monai.transforms import Crop, InvertibleTransform, MapTransform
+from monai.utils import ensure_tuple_rep
 
 from ahm_transforms.spatial.array import ResampleToSpacing
 
@@ -18,27 +20,33 @@ class ResampleToSpacingd(MapTransform, InvertibleTransform):
     Args:
         keys: entries to resample, each from its own spacing.
         spacing_mm: new spacing, one number or one per axis; 0 or below keeps an axis.
+        mode: ``bilinear`` or ``nearest``, one for all keys or one per key.
         allow_missing_keys: whether an absent entry is passed over.
     """
 
     def __init__(
-        self, keys: KeysCollection, spacing_mm: Sequence[float] | float, *, allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        spacing_mm: Sequence[float] | float,
+        *,
+        mode: Sequence[str] | str = "bilinear",
+        allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.resample = ResampleToSpacing(spacing_mm)
+        self.resamplers = [ResampleToSpacing(spacing_mm, each) for each in ensure_tuple_rep(mode, len(self.keys))]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of ``data`` with the keys resampled."""
         result = dict(data)
-        for key in self.key_iterator(result):
-            result[key] = self.resample(result[key])
+        for key, resample in self.key_iterator(result, self.resamplers):
+            result[key] = resample(result[key])
         return result
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Bring the keys back to their old grids."""
         result = dict(data)
-        for key in self.key_iterator(result):
-            result[key] = self.resample.inverse(result[key])
+        for key, resample in self.key_iterator(result, self.resamplers):
+            result[key] = resample.inverse(result[key])
         return result
 
 
@@ -83,4 +91,34 @@ class CropBlockd(MapTransform, InvertibleTransform):
         result = dict(data)
         for key in self.key_iterator(result):
             result[key] = self.cropper.inverse(result[key])
+        return result
+
+
+class ClearOutsideBlockd(MapTransform):
+    """Set voxels outside the block of `CropBlockd` to 0 and leave the size as it is.
+
+    A case without the entry stays as it is. The entry itself stays, too.
+
+    Args:
+        keys: entries to clear, of shape [C, *S].
+        block_key: entry that holds ``[[start, stop], ...]``, voxels along each spatial axis as stored on disk.
+        allow_missing_keys: whether an absent image is passed over.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, block_key: Hashable = "block", *, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.block_key = block_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of ``data`` with the keys cleared."""
+        result = dict(data)
+        if result.get(self.block_key) is None:
+            return result
+        inside = (slice(None), *(slice(*ends) for ends in result[self.block_key]))
+        for key in self.key_iterator(result):
+            cleared = torch.zeros_like(result[key])
+            cleared[inside] = result[key][inside]
+            result[key] = cleared
         return result

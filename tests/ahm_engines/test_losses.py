@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network is trained on hidden voxels, and on nothing else."""
+"""The network is trained on hidden voxels and nothing else; deeply supervised ones at all their heads."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from monai.data import MetaTensor
+from monai.losses import DiceCELoss
+from monai.networks.nets import DynUNet
+from torch import Tensor, nn
 
-from ahm_engines.losses import MaskedLoss, hidden_mean
+from ahm_engines.losses import DeepSupervision, MaskedLoss, hidden_mean
 from ahm_transforms.masking.functional import image_to_cells
 
 LOSSES = [
@@ -116,3 +122,40 @@ def test_hidden_mean_ignores_what_is_not_hidden() -> None:
 def test_unknown_norm_is_named() -> None:
     with pytest.raises(ValueError, match="norm: expected 'l1' or 'l2', got 'huber'"):
         MaskedLoss("huber")
+
+
+def squared(pred: Tensor, label: Tensor) -> Tensor:
+    """Mean squared error, which insists on equal grids."""
+    return nn.functional.mse_loss(pred, label.float())
+
+
+def test_heads_count_half_as_much_with_every_level() -> None:
+    heads = torch.stack([torch.full((2, 1, 4, 4), value) for value in (0.0, 1.0, 2.0)], dim=1)
+    value = DeepSupervision(squared)(heads, torch.zeros(2, 1, 4, 4))
+    assert float(value) == pytest.approx((4 * 0 + 2 * 1 + 1 * 4) / 7)
+
+
+def test_heads_that_agree_have_the_loss_of_one() -> None:
+    pred, label = torch.rand(2, 1, 4, 4), torch.rand(2, 1, 4, 4)
+    loss = DeepSupervision(squared)
+    assert float(loss(torch.stack([pred] * 4, dim=1), label)) == pytest.approx(float(squared(pred, label)))
+    assert torch.equal(loss(pred, label), squared(pred, label))
+
+
+def test_coarser_heads_meet_a_label_of_their_size() -> None:
+    label = torch.zeros(1, 1, 4, 4)
+    label[..., 2:] = 1
+    value = DeepSupervision(squared)([label, torch.zeros(1, 1, 2, 2)], label)
+    assert float(value) == pytest.approx((2 * 0 + 1 * 0.5) / 3)
+
+
+def test_a_deeply_supervised_network_trains_all_its_heads_and_validates_plainly() -> None:
+    arguments: dict[str, Any] = {"kernel_size": [3, 3, 3, 3], "strides": [1, 2, 2, 2], "filters": [4, 4, 4, 4]}
+    network = DynUNet(2, 1, 2, upsample_kernel_size=[2, 2, 2], deep_supervision=True, deep_supr_num=2, **arguments)
+    loss = DeepSupervision(DiceCELoss(to_onehot_y=True, softmax=True))
+    image, label = MetaTensor(torch.rand(1, 1, 16, 16)), MetaTensor(torch.ones(1, 1, 16, 16, dtype=torch.uint8))
+    loss(network(image), label).backward()
+    for head in (network.output_block, *network.deep_supervision_heads):
+        assert all(p.grad is not None and bool(p.grad.any()) for p in head.parameters())
+    network.eval()
+    assert loss(network(image), label).shape == ()

@@ -17,27 +17,41 @@ from monai.bundle import ConfigWorkflow
 from tests.fixtures_data import write_nifti
 
 ROOT = Path(__file__).parents[2]
-BUNDLE = ROOT / "bundles" / "ahm_pretrain"
-CONFIGS = BUNDLE / "configs"
+PRETRAIN, SEGMENTATION, CLASSIFICATION = (
+    ROOT / "bundles" / name for name in ("ahm_pretrain", "ahm_segmentation", "ahm_classification")
+)
+BUNDLES = (PRETRAIN, SEGMENTATION, CLASSIFICATION)
+CONFIGS = PRETRAIN / "configs"
 SHELF = ("uniform", "a3c", "a3c_bernoulli", "loss_prediction")
-TINY_NET = {"network_def#backbone_args": {"channels": [4, 8], "strides": [2], "num_res_units": 0}}
+TINY_UNET = {"channels": [4, 8], "strides": [2], "num_res_units": 0}
+TINY_NET: dict[str, Any] = {"backbone_args": TINY_UNET}
 TINY_INFERENCE: dict[str, Any] = {**TINY_NET, "crop_size": 16, "patch_size": 4}
 TINY: dict[str, Any] = {**TINY_INFERENCE, "max_epochs": 2, "min_epoch_length": 3, "val_interval": 1}
 # axes to the left, down and to the front; turned by 30 degrees about x, 1 x 2.5 x 1.5 mm
 OBLIQUE_LIA = np.array([[-1, 0, 0, 40], [0, -1.25, 1.299038, -21], [0, -2.165064, -0.75, 7], [0, 0, 0, 1]])
 
 
-def run_bundle(files: str | Sequence[str], kind: str = "train", **overrides: Any) -> ConfigWorkflow:
-    """Run config files of the bundle in this process and return the workflow."""
+def read_bundle(
+    files: str | Sequence[str], kind: str = "train", *, bundle: Path = PRETRAIN, **overrides: Any
+) -> ConfigWorkflow:
+    """Return the workflow of config files of a bundle, initialised and not yet run."""
     names = [files] if isinstance(files, str) else files
     workflow = ConfigWorkflow(
-        config_file=[str(CONFIGS / name) for name in names],
-        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=[str(bundle / "configs" / name) for name in names],
+        meta_file=str(bundle / "configs" / "metadata.json"),
         logging_file=False,
         workflow_type=kind,
         **overrides,
     )
     workflow.initialize()
+    return workflow
+
+
+def run_bundle(
+    files: str | Sequence[str], kind: str = "train", *, bundle: Path = PRETRAIN, **overrides: Any
+) -> ConfigWorkflow:
+    """Run config files of a bundle in this process and return the workflow."""
+    workflow = read_bundle(files, kind, bundle=bundle, **overrides)
     workflow.run()
     workflow.finalize()
     return workflow

@@ -22,7 +22,7 @@ def test_training_command_records_its_configuration(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "run/run_record.json").read_text())
     assert record["config"]["max_epochs"] == 2
     assert record["config"]["masker"] == "uniform"
-    assert record["config"]["network_def"]["backbone_args"] == TINY["network_def#backbone_args"]
+    assert record["config"]["backbone_args"] == TINY["backbone_args"]
     assert record["config"]["dataset_dir"] == str(data)  # the record stays with the user, checkpoints are handed on
     for name in ("last.pt", "model.pt"):
         content = (tmp_path / "run/models" / name).read_bytes()

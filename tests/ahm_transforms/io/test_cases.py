@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ def test_summary_tells_counts_and_ranges_and_no_names(tmp_path: Path) -> None:
         "training_patients": 1,
         "validation_cases": 1,
         "validation_patients": 1,
+        "test_cases": 0,
+        "test_patients": 0,
         "left_out": 0,
         "images_3d": {
             "shape_min": [8, 9, 7],
@@ -29,6 +32,28 @@ def test_summary_tells_counts_and_ranges_and_no_names(tmp_path: Path) -> None:
         },
     }
     assert "Doe" not in json.dumps(cases.summary())
+
+
+def test_test_patients_are_left_out_and_counted(tmp_path: Path) -> None:
+    for index in range(10):
+        write_nifti(tmp_path / f"p{index // 2}_{index}.nii.gz")
+    cases = load_cases(tmp_path, patient_pattern=r"p\d", val_fraction=0.2, test_fraction=0.4)
+    summary = cases.summary()
+    assert [summary[f"{part}_cases"] for part in ("training", "validation", "test")] == [4, 2, 4]
+    assert [summary[f"{part}_patients"] for part in ("training", "validation", "test")] == [2, 1, 2]
+    assert not {case["patient_id"] for case in cases.test} & {
+        case["patient_id"] for case in cases.training + cases.validation
+    }
+
+
+def test_many_files_left_out_for_one_reason_are_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_nifti(tmp_path / "good.nii.gz", (20, 20, 20))
+    for index in range(30):
+        write_nifti(tmp_path / f"bad{index}.nii.gz", (4, 4, 4))
+    with caplog.at_level(logging.WARNING):
+        cases = load_cases(tmp_path, min_size=8, skip_bad=True, val_fraction=0)
+    assert len(cases.left_out) == 30
+    assert caplog.messages[0].count("\n") == 1 and "30 such as bad0.nii.gz, bad1.nii.gz" in caplog.messages[0]
 
 
 def test_cases_have_no_entry_that_trips_spacingd(tmp_path: Path) -> None:

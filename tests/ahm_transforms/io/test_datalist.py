@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ahm_transforms.io import load_cases
-from tests.fixtures_data import write_nifti
+from ahm_transforms.io import BadCasesError, load_cases
+from tests.fixtures_data import write_nifti, write_series
 
 
 def write(folder: Path, content: object, names: str = "abcd") -> Path:
@@ -35,6 +35,32 @@ def test_validation_list_is_used_as_it_is(tmp_path: Path) -> None:
     cases = load_cases(datalist=path)
     assert [case["case_id"] for case in cases.validation] == ["imagesTr_a"]
     assert [case["case_id"] for case in cases.training] == ["imagesTr_b", "imagesTr_c"]
+
+
+def test_test_list_stays_untouched_in_pretraining(tmp_path: Path) -> None:
+    path = write(tmp_path, {"training": ["imagesTr/a.nii.gz", "imagesTr/b.nii.gz"], "test": ["imagesTr/c.nii.gz"]})
+    cases = load_cases(datalist=path, val_fraction=0, test_fraction=0.5)
+    assert [case["case_id"] for case in cases.training + cases.validation + cases.test] == ["imagesTr_a", "imagesTr_b"]
+
+
+def test_a_folder_in_the_list_is_one_dicom_series(tmp_path: Path) -> None:
+    write_series(tmp_path / "one", reverse_names=True)
+    path = write(tmp_path, {"training": [{"image": "one", "patient_id": "p"}]}, names="")
+    (case,) = load_cases(datalist=path, val_fraction=0).training
+    assert [Path(name).name for name in case["image"]] == [f"IM{index:04d}" for index in range(6, 0, -1)]
+    assert case["case_id"].startswith("series-") and case["patient_id"] == "p"
+
+
+def test_folders_without_or_with_several_series_are_bad_cases(tmp_path: Path) -> None:
+    write_series(tmp_path / "two/first")
+    write_series(tmp_path / "two/second")
+    write_series(tmp_path / "gap", slices=8, skip=[3])
+    path = write(tmp_path, {"training": ["two", "gap", "imagesTr/a.nii.gz"]}, names="a")
+    with pytest.raises(BadCasesError) as caught:
+        load_cases(datalist=path)
+    reasons = dict(caught.value.bad)
+    assert reasons["two"].startswith("expected one DICOM series in it, found 2")
+    assert "slices are missing" in reasons["gap"]
 
 
 def test_patients_come_from_the_entry_or_the_pattern(tmp_path: Path) -> None:

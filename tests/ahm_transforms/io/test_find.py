@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ahm_transforms.io import find_cases
-from tests.fixtures_data import write_nifti, write_series
+from ahm_transforms.io import find_cases, find_inputs, load_image
+from tests.fixtures_data import PATIENT_ID, write_nifti, write_series, write_slice
 
 
 def ids(folder: Path, **options: str) -> list[str]:
@@ -59,3 +59,55 @@ def test_empty_missing_and_useless_folders_are_clear_errors(tmp_path: Path) -> N
     write_series(tmp_path, slices=1)
     with pytest.raises(FileNotFoundError, match=r"(?s)holds no image.*series 3 in \.: a single slice"):
         find_cases(tmp_path)
+
+
+def test_one_nifti_file_or_picture_is_an_input(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "sub-01/scan.nii.gz")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "picture.png")
+    (case,) = find_inputs(tmp_path / "sub-01/scan.nii.gz").cases
+    assert case == {"image": str(tmp_path / "sub-01/scan.nii.gz"), "case_id": "scan", "patient_id": "scan"}
+    assert find_inputs(tmp_path / "picture.png").cases[0]["case_id"] == "picture"
+    assert find_inputs(str(tmp_path / "sub-01/scan.nii.gz"), patient_pattern="sc").cases[0]["patient_id"] == "sc"
+
+
+def test_one_dicom_file_is_an_input(tmp_path: Path) -> None:
+    stored = write_series(tmp_path, slices=3)
+    (case,) = find_inputs(tmp_path / "IM0001").cases
+    assert case["image"] == [str(tmp_path / "IM0001")]
+    assert case["case_id"].startswith("image-") and PATIENT_ID not in str(case)
+    assert case["patient_id"] == find_inputs(tmp_path).cases[0]["patient_id"]
+    assert case["case_id"] != find_inputs(tmp_path / "IM0002").cases[0]["case_id"]
+    np.testing.assert_array_equal(load_image(case["image"]).squeeze().numpy(), stored[1].T)
+
+
+def test_folder_of_inputs_goes_on_with_what_is_good(tmp_path: Path) -> None:
+    write_series(tmp_path / "good")
+    write_series(tmp_path / "gap", slices=8, skip=[3])
+    write_nifti(tmp_path / "a.nii")
+    write_nifti(tmp_path / "a.nii.gz")
+    (tmp_path / "damaged.nii.gz").write_text("is not opened here")
+    found = find_inputs(tmp_path)
+    assert [case["case_id"] for case in found.cases][1:] == ["a", "damaged"]
+    assert {bad.name: bad.reason[:18] for bad in found.bad} == {
+        "series 3 in gap": "slices are missing",
+        "a.nii.gz": "another image has ",
+    }
+
+
+def test_useless_inputs_are_clear_errors(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        find_inputs(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(ValueError, match=r"notes\.txt cannot be read: expected NIfTI, PNG, TIFF, JPEG or DICOM"):
+        find_inputs(tmp_path / "notes.txt")
+    frames = np.zeros((8, 8), np.int16)
+    write_slice(tmp_path / "frames.dcm", frames, NumberOfFrames=2)
+    with pytest.raises(ValueError, match=r"frames\.dcm cannot be used: multi-frame \(enhanced\) DICOM; convert it"):
+        find_inputs(tmp_path / "frames.dcm")
+    write_slice(tmp_path / "report.dcm", frames, Rows=None, Modality="SR")
+    with pytest.raises(ValueError, match=r"report\.dcm cannot be used: holds no image slices \(modality SR\)"):
+        find_inputs(tmp_path / "report.dcm")
+    write_slice(tmp_path / "short.dcm", np.zeros((64, 64), np.int16))
+    (tmp_path / "short.dcm").write_bytes((tmp_path / "short.dcm").read_bytes()[:-4000])
+    with pytest.raises(ValueError, match=r"short\.dcm cannot be used: the file ends early"):
+        find_inputs(tmp_path / "short.dcm")

@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd
 
-from ahm_transforms.spatial import CropBlockd, FixedCropSamplesd, RandCropSamplesd
+from ahm_transforms.spatial import ClearOutsideBlockd, CropBlockd, FixedCropSamplesd, RandCropSamplesd
 
 
 def numbered(*shape: int) -> torch.Tensor:
@@ -87,6 +88,97 @@ def test_windows_are_plain_tensors_that_share_no_memory_with_the_image() -> None
     assert torch.equal(img.as_tensor(), numbered(8, 8))
 
 
+def labelled(*shape: int) -> dict[str, torch.Tensor]:
+    """A large class 1 and a single voxel of class 3; class 2 is absent."""
+    label = torch.zeros(1, *shape, dtype=torch.uint8)
+    label[:, : shape[0] // 2] = 1
+    label[(0, *(size - 2 for size in shape))] = 3
+    return {"image": numbered(*shape), "label": label}
+
+
+def seeded(crop_size: tuple[int, ...], samples: int, share: float, seed: int = 0) -> RandCropSamplesd:
+    crop = RandCropSamplesd(["image", "label"], crop_size, samples, tries=1, label_key="label", foreground_share=share)
+    crop.set_random_state(seed=seed)
+    return crop
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_share_of_windows_lies_around_classes_drawn_equally_often(share: float) -> None:
+    items = seeded((3, 3), 600, share)(labelled(40, 50))
+    rare = sum(bool((item["label"] == 3).any()) for item in items)
+    assert rare / 600 == pytest.approx(share / 2, abs=0.05)  # two classes are there; chance alone gives 0.005
+    if share == 1:
+        assert all(item["label"].any() for item in items)
+
+
+def test_every_window_that_holds_the_voxel_can_be_drawn() -> None:
+    label = torch.zeros(1, 6, 6, dtype=torch.uint8)
+    label[0, 1, 4] = 2
+    items = seeded((3, 3), 200, 1.0)({"image": numbered(6, 6), "label": label})
+    found = {tuple(divmod(int(item["image"][0, 0, 0]) - 1, 6)) for item in items}
+    assert found == {(x, y) for x in (0, 1) for y in (2, 3)}
+
+
+def test_every_voxel_of_a_class_can_be_drawn() -> None:
+    label = torch.zeros(1, 7, dtype=torch.uint8)
+    label[0, [1, 4, 6]] = 5
+    items = seeded((1,), 100, 1.0)({"image": numbered(7), "label": label})
+    assert {item["image"].item() for item in items} == {2.0, 5.0, 7.0}
+
+
+@pytest.mark.parametrize("fortran", [False, True])
+@pytest.mark.parametrize("crop_size", [(3, 4, 5), (3, 4)])
+def test_image_and_label_are_cut_at_one_place_in_any_memory_order(crop_size: tuple[int, ...], fortran: bool) -> None:
+    data = labelled(8, 9, 10)
+    if fortran:
+        data = {key: img.permute(0, 3, 2, 1).contiguous().permute(0, 3, 2, 1) for key, img in data.items()}
+    whole = torch.where(data["image"] > 8 * 9 * 10 / 2, 0, 1)
+    whole[0, 6, 7, 8] = 3
+    assert torch.equal(whole, data["label"])
+    items = seeded(crop_size, 40, 1.0)(data)
+    assert sum(bool((item["label"] == 3).any()) for item in items) > 10
+    for item in items:
+        assert item["label"].dtype == torch.uint8 and item["label"].shape == (1, *crop_size)
+        assert torch.equal(item["label"], whole.flatten()[item["image"].long() - 1].to(torch.uint8))
+
+
+def test_small_labels_are_padded_with_background_where_the_image_is() -> None:
+    data = {"image": torch.ones(1, 3, 8), "label": torch.full((1, 3, 8), 2, dtype=torch.uint8)}
+    for item in seeded((6, 4), 20, 1.0)(data):
+        assert torch.equal(item["label"], (2 * item["image"]).to(torch.uint8))
+        assert item["label"].any() and not item["label"].all()
+
+
+def test_a_label_without_foreground_gives_windows_all_the_same() -> None:
+    data = {"image": numbered(9, 9), "label": torch.zeros(1, 9, 9, dtype=torch.uint8)}
+    assert len({item["image"].min().item() for item in seeded((3, 3), 30, 1.0)(data)}) > 5
+
+
+def test_the_share_follows_the_seed() -> None:
+    data = labelled(20, 20)
+    draws = [[item["image"][0, 0, 0].item() for item in seeded((4, 4), 6, 0.5, seed)(data)] for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_a_window_of_the_whole_image_shares_no_memory_with_it() -> None:
+    data = {"image": numbered(4, 4)}
+    RandCropSamplesd("image", (4, 4))(data)[0]["image"].zero_()
+    assert torch.equal(data["image"], numbered(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"foreground_share": 1.5, "label_key": "label"}, r"must be in \[0, 1\], got 1.5"),
+        ({"foreground_share": 0.5}, "needs label_key, one of the keys"),
+        ({"label_key": "mask"}, "got 'mask'"),
+    ],
+)
+def test_wrong_arguments_for_labels(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RandCropSamplesd(["image", "label"], (4, 4), **options)
+
+
 def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match=r"must be at least 1, got \(4, 0\), 1 and 4"):
         RandCropSamplesd("image", (4, 0))
@@ -110,3 +202,15 @@ def test_block_holds_no_memory_of_the_whole_image_and_no_block_is_the_whole() ->
     cut = CropBlockd("image")({"image": img, "block": [[0, 2], [0, 2], [0, 2]]})["image"]
     assert cut.untyped_storage().nbytes() == 8 * 4
     assert torch.equal(CropBlockd("image")({"image": img})["image"], img)
+
+
+def test_outside_the_block_is_cleared_and_the_input_left_alone() -> None:
+    label = MetaTensor(torch.ones(1, 6, 8, dtype=torch.uint8), affine=torch.eye(4) * 2)
+    data = {"label": label, "block": [[1, 5], [0, 4]]}
+    out = ClearOutsideBlockd("label")(data)
+    wanted = np.zeros((1, 6, 8))
+    wanted[:, 1:5, :4] = 1
+    np.testing.assert_array_equal(out["label"], wanted)
+    assert out["label"].dtype == torch.uint8 and torch.equal(out["label"].affine, label.affine)
+    assert label.all() and out["block"] == data["block"]
+    assert ClearOutsideBlockd("label")({"label": label})["label"].all()

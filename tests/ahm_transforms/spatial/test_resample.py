@@ -105,3 +105,52 @@ def test_an_image_that_has_the_spacing_already_is_inverted_too() -> None:
 def test_plain_tensors_have_no_spacing() -> None:
     with pytest.raises(TypeError, match="needs a MetaTensor"):
         ResampleToSpacing(1.0)(torch.zeros(1, 4, 4, 4))
+
+
+def classes(shape: tuple[int, ...] = (20, 24, 12), affine: np.ndarray = FLIPPED) -> MetaTensor:
+    values = torch.randint(0, 5, (1, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return MetaTensor(values, affine=torch.as_tensor(affine))
+
+
+@pytest.mark.parametrize("affine", [FLIPPED, OBLIQUE])
+@pytest.mark.parametrize("spacing", [0.7, 1.1, 2.0, (1.3, 2.5, 0.7), (0.0, 1.1, -1.0)])
+def test_nearest_is_that_of_monai_on_the_same_grid_up_to_ties(affine: np.ndarray, spacing: float | tuple) -> None:
+    label = classes(affine=affine)
+    ours = ResampleToSpacing(spacing, "nearest")(label)
+    image = ResampleToSpacing(spacing)(label.float())
+    assert ours.dtype == torch.uint8 and ours.shape == image.shape and torch.equal(ours.affine, image.affine)
+    monai = SpatialResample(mode="nearest", align_corners=False)(
+        label, dst_affine=ours.affine, spatial_size=ours.shape[1:]
+    )
+    clear = torch.ones(ours.shape[1:], dtype=torch.bool)  # not half-way between two voxels
+    step = np.linalg.inv(label.affine.numpy()) @ ours.affine.numpy()
+    for axis, size in enumerate(ours.shape[1:]):
+        place = torch.arange(size) * step[axis, axis] + step[axis, 3]
+        tied = ((place % 1) - 0.5).abs() < 1e-3
+        clear &= ~tied.reshape([-1 if i == axis else 1 for i in range(3)])
+    assert clear.float().mean() > 0.2
+    assert torch.equal(ours.as_tensor()[0][clear], monai.as_tensor()[0][clear].to(torch.uint8))
+
+
+def test_ties_take_one_of_the_two_voxels() -> None:
+    label = MetaTensor(torch.arange(8, dtype=torch.uint8)[None], affine=torch.eye(4))
+    halved = ResampleToSpacing(2.0, "nearest")(label)
+    assert all(int(value) in (2 * i, 2 * i + 1) for i, value in enumerate(halved[0]))
+
+
+@pytest.mark.parametrize("spacing", [1.1, (1.5, 1.5, 3.0)])
+def test_classes_are_brought_back_as_classes(spacing: float | tuple) -> None:
+    label = MetaTensor(torch.zeros(1, 20, 24, 12, dtype=torch.uint8), affine=torch.as_tensor(FLIPPED))
+    label[:, 4:12, 5:20, 3:9] = 200
+    chain = Compose([ResampleToSpacingd(["image", "label"], spacing, mode=["bilinear", "nearest"])])
+    data = chain({"image": label.float(), "label": label})
+    assert data["label"].dtype == torch.uint8 and set(data["label"].unique().tolist()) == {0, 200}
+    assert data["image"].dtype == torch.float32 and data["image"].shape == data["label"].shape
+    back = Invertd("label", transform=chain, orig_keys="label", nearest_interp=False)(data)["label"]
+    assert back.dtype == torch.uint8 and torch.equal(back, label)
+    assert chain.inverse(data)["image"].shape == label.shape
+
+
+def test_modes_are_checked() -> None:
+    with pytest.raises(ValueError, match="mode must be bilinear or nearest, got 'bicubic'"):
+        ResampleToSpacing(1.0, "bicubic")

@@ -16,7 +16,7 @@ import torch
 
 from tests.bundles.running import checkpoint, error_chain, infer, train, write_cases
 
-OTHER_NET = {"network_def#backbone_args": {"channels": [4, 16], "strides": [2], "num_res_units": 0}}
+OTHER_NET = {"backbone_args": {"channels": [4, 16], "strides": [2], "num_res_units": 0}}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def message_of(call: Callable[..., Any], *args: Any, **options: Any) -> str:
         ({"in_channels": 2}, ["scan0.nii.gz", "1 channel(s), expected 2"]),
         ({"modality": "xray"}, ["modality", "mr, ct, image2d", "xray"]),
         ({"spatial_dims": 4}, ["spatial_dims", "2 or 3", "4"]),
-        ({"network_def#backbone": "vnet"}, ["backbone", "unet", "vnet"]),
+        ({"backbone": "vnet"}, ["backbone", "unet", "vnet"]),
         ({"val_fraction": 1.5}, ["val_fraction", "1.5"]),
         ({"patient_pattern": "(ward)"}, ["patient_pattern", "ward", "scan0"]),
     ],

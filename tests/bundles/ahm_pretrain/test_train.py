@@ -159,7 +159,7 @@ def test_real_pictures(tmp_path: Path) -> None:
 
 
 def test_paper_preset_learns_in_stages(volumes: Path, tmp_path: Path) -> None:
-    tiny = {**TINY, "network_def#backbone_args": {"features": [4] * 6}, "crop_size": 32, "max_epochs": 5}
+    tiny = {**TINY, "backbone_args": {"features": [4] * 6}, "crop_size": 32, "max_epochs": 5}
     run = run_bundle(
         ["train.json", "ahm_paper.json"],
         dataset_dir=str(volumes),

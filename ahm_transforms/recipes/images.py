@@ -1,27 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole preprocessing chains, so that training and inference cannot drift apart."""
+"""Chains for images alone, as pretraining needs them, and the steps that all chains share."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from monai.config import KeysCollection
-from monai.transforms import (
-    Compose,
-    EnsureChannelFirstd,
-    EnsureTyped,
-    MapTransform,
-    Orientationd,
-    RandFlipd,
-    Transform,
-)
+from monai.transforms import Compose, EnsureChannelFirstd, EnsureTyped, Orientationd, Transform
 from monai.utils import ensure_tuple_rep
 
 from ahm_transforms.intensity import PercentilesToUnitd, WindowToUnitd
-from ahm_transforms.io.reader import LoadCased
+from ahm_transforms.io import LoadCased
+from ahm_transforms.recipes.augmentation import flips
+from ahm_transforms.recipes.checks import CheckChannelsd
 from ahm_transforms.spatial import CropBlockd, FixedCropSamplesd, RandCropSamplesd, ResampleToSpacingd
 
 MODALITIES = ("mr", "ct", "image2d")
@@ -62,21 +55,53 @@ def deterministic(
         ['Orientationd', 'ResampleToSpacingd']
     """
     _check_options(modality, spatial_dims, spacing_mm)
-    chain: list[Transform] = [
-        LoadCased(keys),
-        EnsureChannelFirstd(keys),
-        CheckChannelsd(keys, channels),
-    ]
+    intensity = intensity_steps(keys, modality, channels=channels, window_hu=window_hu, percentiles=percentiles)
+    return Compose([*intensity, *grid_steps(keys, modality, spatial_dims=spatial_dims, spacing_mm=spacing_mm)])
+
+
+def intensity_steps(
+    keys: KeysCollection,
+    modality: str,
+    *,
+    channels: int = 1,
+    window_hu: tuple[float, float] = DEFAULT_WINDOW_HU,
+    percentiles: tuple[float, float] = (1.0, 99.0),
+) -> list[Transform]:
+    """Return the first half of `deterministic`: from a path to values in [0, 1] on the scan's own grid."""
     if modality == "ct":
-        chain.append(WindowToUnitd(keys, *window_hu))
+        to_unit = WindowToUnitd(keys, *window_hu)
     else:
-        chain.append(PercentilesToUnitd(keys, *percentiles, channel_wise=modality == "mr"))
-    chain.append(CropBlockd(keys))
+        to_unit = PercentilesToUnitd(keys, *percentiles, channel_wise=modality == "mr")
+    return [LoadCased(keys), EnsureChannelFirstd(keys), CheckChannelsd(keys, channels), to_unit]
+
+
+def grid_steps(
+    keys: KeysCollection,
+    modality: str,
+    *,
+    spatial_dims: int,
+    spacing_mm: Sequence[float] | float | None = None,
+    mode: Sequence[str] | str = "bilinear",
+) -> list[Transform]:
+    """Return the second half of `deterministic`, for everything that lies on the image's grid.
+
+    Args:
+        keys: images and, after them, what lies on their grid.
+        modality: as in `deterministic`.
+        spatial_dims: as in `deterministic`.
+        spacing_mm: as in `deterministic`.
+        mode: how to resample, one for all keys or one per key.
+
+    Raises:
+        ValueError: unknown modality, or options that do not go together.
+    """
+    _check_options(modality, spatial_dims, spacing_mm)
+    steps: list[Transform] = [CropBlockd(keys)]
     if modality != "image2d":
-        chain.append(Orientationd(keys, axcodes="RAS", labels=None))
+        steps.append(Orientationd(keys, axcodes="RAS", labels=None))
     if spacing_mm is not None:
-        chain.append(ResampleToSpacingd(keys, _axes_mm(spacing_mm, spatial_dims)))
-    return Compose(chain)
+        steps.append(ResampleToSpacingd(keys, _axes_mm(spacing_mm, spatial_dims), mode=mode))
+    return steps
 
 
 def random_crops(
@@ -100,8 +125,8 @@ def random_crops(
         keys: entries that hold images.
     """
     crop = RandCropSamplesd(keys, ensure_tuple_rep(crop_size, spatial_dims), samples_per_case)
-    flips = [RandFlipd(keys, prob=flip_prob, spatial_axis=axis) for axis in range(spatial_dims if flip_prob else 0)]
-    return Compose([crop, *flips, EnsureTyped(keys, dtype=torch.float32, track_meta=False)])
+    plain = EnsureTyped(keys, dtype=torch.float32, track_meta=False)
+    return Compose([crop, *flips(keys, spatial_dims, flip_prob), plain])
 
 
 def fixed_crops(
@@ -182,32 +207,6 @@ def validation_preprocessing(
         keys=options.get("keys", "image"),
     )
     return _join(deterministic(modality, spatial_dims=spatial_dims, **options), crops)
-
-
-class CheckChannelsd(MapTransform):
-    """Stop at an image whose number of channels is not the one expected, and name the file.
-
-    Args:
-        keys: entries of shape [C, *S].
-        channels: the number of channels expected.
-
-    Raises:
-        ValueError: on call, when the number is another.
-    """
-
-    def __init__(self, keys: KeysCollection, channels: int) -> None:
-        super().__init__(keys)
-        self.channels = channels
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return ``data`` as it is."""
-        result = dict(data)
-        for key in self.key_iterator(result):
-            found = result[key].shape[0]
-            if found != self.channels:
-                name = Path(str(result[key].meta.get("filename_or_obj", key))).name
-                raise ValueError(f"{name} has {found} channel(s), expected channels={self.channels}.")
-        return result
 
 
 def _join(*chains: Compose) -> Compose:

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finetuned checkpoints: what they were made for, and their weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ahm_engines.handlers.checkpoint import load_checkpoint
+
+__all__ = ["load_trained", "trained_settings"]
+
+logger = logging.getLogger(__name__)
+
+
+def trained_settings(path: str | Path) -> dict[str, Any]:
+    """Return the settings that a finetuning run wrote into its checkpoint, so that inference need not repeat them.
+
+    Returns:
+        Such as ``task``, ``classes``, ``spatial_dims``, ``crop_size``, ``backbone``; empty where there is no file, so
+        that a configuration can be read before anything was trained, and for checkpoints without settings.
+
+    Raises:
+        ValueError: when the file is no checkpoint.
+    """
+    if not Path(path).is_file():
+        return {}
+    settings: dict[str, Any] = load_checkpoint(path).get("provenance", {}).get("settings", {})
+    return settings
+
+
+def load_trained(path: str | Path, network: nn.Module, *, task: str, classes: Sequence[str]) -> dict[str, Any]:
+    """Load a finetuned network after a look at what it was trained for.
+
+    Args:
+        path: a checkpoint of finetuning, or one with the network's weights under ``model``.
+        network: what gets the weights.
+        task: what is to be done with it: ``segmentation`` or ``classification``.
+        classes: the names that its outputs will get, in order.
+
+    Returns:
+        The checkpoint's provenance.
+
+    Raises:
+        FileNotFoundError: when there is no checkpoint.
+        ValueError: when it belongs to pretraining, to another task, to other classes, or to another architecture;
+            nothing is loaded then.
+    """
+    provenance: dict[str, Any] = load_checkpoint(path).get("provenance", {})
+    settings = provenance.get("settings", {})
+    if settings.get("task", task) != task:
+        raise ValueError(f"{path}: a checkpoint of {settings['task']}, expected one of {task}.")
+    if list(settings.get("classes", classes)) != list(classes):
+        raise ValueError(f"{path}: trained for the classes {settings['classes']}, got classes {list(classes)}.")
+    load_checkpoint(path, {"model": network})
+    logger.info("Loaded %s, made %s with versions %s.", path, provenance.get("created"), provenance.get("versions"))
+    return provenance

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MONAI's encoder-decoders by name, with the defaults that every bundle shares."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from monai.networks.nets import UNETR, BasicUNet, DynUNet, SegResNet, SwinUNETR, UNet
+from torch import nn
+
+__all__ = ["BACKBONES", "backbone_network", "build_backbone"]
+
+Defaults = Callable[[int, dict[str, Any]], tuple[Sequence[int], dict[str, Any]]]
+UNET_ARGS: dict[str, Any] = {"channels": (16, 32, 64, 128, 256), "strides": (2, 2, 2, 2), "num_res_units": 2}
+DYNUNET_ARGS: dict[str, Any] = {"kernel_size": [3] * 5, "strides": [1, 2, 2, 2, 2], "res_block": True}
+GIVEN = ("spatial_dims", "in_channels", "out_channels")
+
+
+def backbone_network(
+    name: str, spatial_dims: int, in_channels: int, out_channels: int, **backbone_args: Any
+) -> nn.Module:
+    """Build the plain MONAI network that a pretrained ``ReconstructionUNet`` of the same name holds.
+
+    Args:
+        name: ``unet``, ``basicunet``, ``dynunet``, ``segresnet``, ``swinunetr`` or ``unetr``.
+        spatial_dims: 2 or 3.
+        in_channels: image channels.
+        out_channels: channels that come out.
+        **backbone_args: overrides for the network's own arguments; the same as in pretraining. ``unetr`` needs
+            ``img_size``.
+
+    Raises:
+        ValueError: for an unknown name or argument, or an ``img_size`` that is missing or does not fit.
+
+    Example:
+        >>> import torch
+        >>> network = backbone_network("unet", 2, 1, 3, channels=(8, 16), strides=(2,))
+        >>> network(torch.rand(1, 1, 32, 32)).shape
+        torch.Size([1, 3, 32, 32])
+    """
+    return build_backbone(name, spatial_dims, in_channels, out_channels, backbone_args)[1]
+
+
+def build_backbone(
+    name: str, spatial_dims: int, in_channels: int, out_channels: int, args: Mapping[str, Any]
+) -> tuple[tuple[int, ...], nn.Module]:
+    """Return the sizes that the image's axes must be multiples of, and the network.
+
+    Raises:
+        ValueError: as :func:`backbone_network`.
+    """
+    if name not in BACKBONES:
+        raise ValueError(f"backbone: expected one of {', '.join(BACKBONES)}, got {name!r}.")
+    network, with_defaults = BACKBONES[name]
+    _check_names(name, network, args)
+    divisor, complete = with_defaults(spatial_dims, dict(args))
+    built = network(spatial_dims=spatial_dims, in_channels=in_channels, out_channels=out_channels, **complete)
+    return tuple(divisor), built
+
+
+def _check_names(name: str, network: type[nn.Module], args: Mapping[str, Any]) -> None:
+    known = [argument for argument in inspect.signature(network).parameters if argument not in GIVEN]
+    unknown = [argument for argument in args if argument not in known]
+    if unknown:
+        raise ValueError(f"backbone_args: {name} does not take {', '.join(unknown)}; it takes {', '.join(known)}.")
+
+
+def _unet(dims: int, args: dict[str, Any]) -> tuple[Sequence[int], dict[str, Any]]:
+    args = UNET_ARGS | args
+    return _stride_product(args["strides"], dims), args
+
+
+def _basic_unet(dims: int, args: dict[str, Any]) -> tuple[Sequence[int], dict[str, Any]]:
+    return [16] * dims, args
+
+
+def _dynunet(dims: int, args: dict[str, Any]) -> tuple[Sequence[int], dict[str, Any]]:
+    args = DYNUNET_ARGS | args
+    args.setdefault("upsample_kernel_size", args["strides"][1:])
+    return _stride_product(args["strides"], dims), args
+
+
+def _segresnet(dims: int, args: dict[str, Any]) -> tuple[Sequence[int], dict[str, Any]]:
+    args = {"init_filters": 16} | args
+    depth = len(args.get("blocks_down", (1, 2, 2, 4)))
+    return [2 ** (depth - 1)] * dims, args
+
+
+def _swin_unetr(dims: int, args: dict[str, Any]) -> tuple[Sequence[int], dict[str, Any]]:
+    return [32] * dims, {"feature_size": 24} | args
+
+
+def _unetr(dims: int, args: dict[str, Any]) -> tuple[Sequence[int], dict[str, Any]]:
+    if "img_size" not in args:
+        raise ValueError("backbone_args: unetr needs img_size, the size of the crops it is trained on.")
+    size = args["img_size"]
+    divisor = [size] * dims if isinstance(size, int) else size
+    if len(divisor) != dims or any(side <= 0 or side % 16 for side in divisor):
+        raise ValueError(f"backbone_args: expected an img_size of {dims} multiples of 16, got {size}.")
+    return divisor, args
+
+
+def _stride_product(strides: Sequence[int | Sequence[int]], dims: int) -> list[int]:
+    steps = [[stride] * dims if isinstance(stride, int) else stride for stride in strides]
+    return [math.prod(axis) for axis in zip(*steps, strict=True)]
+
+
+BACKBONES: dict[str, tuple[type[nn.Module], Defaults]] = {
+    "unet": (UNet, _unet),
+    "basicunet": (BasicUNet, _basic_unet),
+    "dynunet": (DynUNet, _dynunet),
+    "segresnet": (SegResNet, _segresnet),
+    "swinunetr": (SwinUNETR, _swin_unetr),
+    "unetr": (UNETR, _unetr),
+}

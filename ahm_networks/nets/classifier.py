@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks that tell the class of a whole image: a pretrained encoder with a head, VGG16, DenseNet121."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.networks.layers.factories import Conv, Norm, Pool
+from monai.networks.layers.simplelayers import SkipConnection
+from monai.networks.nets import DenseNet121, DynUNet, SegResNet
+from torch import Tensor, nn
+
+from ahm_networks.nets.backbones import build_backbone
+from ahm_networks.nets.encoders import drop_decoder, encoder_channels
+from ahm_networks.nets.policy import VGG16_BLOCKS
+
+__all__ = ["VGG16", "EncoderClassifier", "classifier_network"]
+
+
+class EncoderClassifier(nn.Module):
+    """The encoder of a pretrained backbone with a classification head on its last feature map.
+
+    The encoder's state keys are ``encoder.<MONAI's key>``; nothing of the decoder is left. Images of any size are
+    padded to what the strides need. TorchScript takes every backbone but ``swinunetr``, for MONAI's own code: export
+    that one by tracing, ``ckpt_export --use_trace True --input_shape "[1,1,96,96]"``.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: image channels.
+        num_classes: how many classes; as many logits come out.
+        backbone: ``unet``, ``basicunet``, ``dynunet``, ``segresnet``, ``swinunetr`` or ``unetr``.
+        backbone_args: overrides for the backbone's arguments; the same as in pretraining. ``unetr`` needs ``img_size``.
+        head: ``linear``: global average and one layer; or ``conv``: a 3-wide convolution to 32 channels, global average
+            and a hidden layer of 16, as Intelligent Masking classifies (Bahrami et al. 2022). ``conv`` suits encoders
+            that end with an instance norm, which leaves little in the average: ``basicunet``, ``unet`` without
+            residual units.
+        dropout: ahead of the last layer.
+
+    Raises:
+        ValueError: for an unknown backbone, backbone argument or head.
+
+    Example:
+        >>> network = EncoderClassifier(2, 1, 3, backbone_args={"channels": (8, 16), "strides": (2,)})
+        >>> network(torch.rand(4, 1, 33, 40)).shape
+        torch.Size([4, 3])
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        num_classes: int,
+        *,
+        backbone: str = "unet",
+        backbone_args: Mapping[str, Any] | None = None,
+        head: str = "linear",
+        dropout: float = 0.3,
+    ) -> None:
+        super().__init__()
+        if head not in HEADS:
+            raise ValueError(f"head: expected one of {', '.join(HEADS)}, got {head!r}.")
+        divisor, network = build_backbone(backbone, spatial_dims, in_channels, in_channels, backbone_args or {})
+        self.in_channels = in_channels
+        self.divisor = list(divisor)
+        self.fixed_size = backbone == "unetr"
+        self.head = HEADS[head](spatial_dims, encoder_channels(network), num_classes, dropout)
+        self.encoder = _encoder_only(network)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map ``[B, C, *S]`` to logits ``[B, num_classes]``.
+
+        Raises:
+            ValueError: when the image does not fit the network.
+        """
+        if not torch.jit.is_scripting():
+            self._check(image)
+        return self.head(self.encoder(self._pad(image)))
+
+    def _pad(self, image: Tensor) -> Tensor:
+        """Add zeros as ``ReconstructionUNet`` does, in the words that TorchScript knows."""
+        padding = [0] * (2 * len(self.divisor))
+        smallest = not self.fixed_size
+        for axis, divisor in enumerate(self.divisor):
+            missing = -image.shape[axis + 2] % divisor
+            smallest = smallest and image.shape[axis + 2] + missing == divisor
+            padding[-2 * axis - 1] = missing
+        if smallest:  # a single voxel at the bottom has no instance norm
+            padding[1] += self.divisor[-1]
+        return F.pad(image, padding)
+
+    def _check(self, image: Tensor) -> None:
+        dims = len(self.divisor)
+        if image.ndim != dims + 2 or image.shape[1] != self.in_channels:
+            raise ValueError(
+                f"image: expected [B, {self.in_channels}, *S] with {dims} spatial axes, "
+                f"got shape {tuple(image.shape)}; set in_channels and spatial_dims to fit the data."
+            )
+        if self.fixed_size and any(side > most for side, most in zip(image.shape[2:], self.divisor, strict=True)):
+            raise ValueError(
+                f"image: unetr was built for img_size={self.divisor}, got {list(image.shape[2:])}; "
+                "set the images' size or backbone_args to fit."
+            )
+
+
+class VGG16(nn.Module):
+    """VGG16, configuration D of Simonyan & Zisserman 2015, in 2D and 3D.
+
+    A global average stands in for the three fully connected layers, so that images of any size are taken. The
+    convolutions' state keys are ``features.<n>`` as in VGG16's usual weights.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: image channels.
+        num_classes: how many classes; as many logits come out.
+        batch_norm: whether batch norm follows each convolution.
+        dropout: ahead of the last layer.
+
+    Example:
+        >>> VGG16(2, 1, 3)(torch.rand(2, 1, 50, 40)).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(
+        self, spatial_dims: int, in_channels: int, num_classes: int, *, batch_norm: bool = True, dropout: float = 0.5
+    ) -> None:
+        super().__init__()
+        conv, norm = Conv[Conv.CONV, spatial_dims], Norm[Norm.BATCH, spatial_dims]
+        layers: list[nn.Module] = []
+        channels = in_channels
+        for width, depth in (*VGG16_BLOCKS, (512, 3)):
+            for _ in range(depth):
+                layers += [conv(channels, width, kernel_size=3, padding=1), *([norm(width)] if batch_norm else [])]
+                layers += [nn.ReLU(inplace=True)]
+                channels = width
+            layers += [Pool[Pool.MAX, spatial_dims](kernel_size=2, ceil_mode=True)]
+        self.features = nn.Sequential(*layers)
+        self.head = _linear_head(spatial_dims, channels, num_classes, dropout)
+        for layer in layers:
+            if isinstance(layer, conv):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map ``[B, C, *S]`` to logits ``[B, num_classes]``."""
+        return self.head(self.features(image))
+
+
+def classifier_network(name: str, spatial_dims: int, in_channels: int, num_classes: int, **args: Any) -> nn.Module:
+    """Build a classifier by name.
+
+    Args:
+        name: ``encoder`` (:class:`EncoderClassifier`), ``vgg16`` (:class:`VGG16`) or ``densenet121`` (MONAI's).
+        spatial_dims: 2 or 3.
+        in_channels: image channels.
+        num_classes: how many classes; as many logits come out.
+        **args: further arguments of that network.
+
+    Raises:
+        ValueError: for an unknown name.
+
+    Example:
+        >>> classifier_network("encoder", 2, 1, 3, backbone="segresnet")(torch.rand(2, 1, 50, 40)).shape
+        torch.Size([2, 3])
+    """
+    if name not in CLASSIFIERS:
+        raise ValueError(f"name: expected one of {', '.join(CLASSIFIERS)}, got {name!r}.")
+    return CLASSIFIERS[name](spatial_dims, in_channels, num_classes, **args)
+
+
+class _First(nn.Module):
+    """Stands where the decoder was: hands on what comes from below, whatever comes from the side."""
+
+    def forward(self, below: Tensor, side: Tensor | None = None) -> Tensor:
+        return below
+
+
+class _Through(SkipConnection):
+    """A skip connection of UNet that nothing skips."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.submodule(x)
+
+
+def _encoder_only(network: nn.Module) -> nn.Module:
+    """Drop the decoder so that the network itself returns its last feature map, a way that TorchScript can follow."""
+    drop_decoder(network)
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, SkipConnection):
+                setattr(parent, name, _Through(child.submodule))
+            elif isinstance(child, nn.Identity):
+                setattr(parent, name, _First())
+    if isinstance(network, SegResNet):  # walks through lists of decoder blocks
+        network.up_layers = network.up_samples = nn.ModuleList()
+    if isinstance(network, DynUNet):  # would collect what its decoder makes
+        network.deep_supervision = False
+    return network
+
+
+def _linear_head(dims: int, channels: int, classes: int, dropout: float) -> nn.Sequential:
+    average = Pool[Pool.ADAPTIVEAVG, dims](1)
+    return nn.Sequential(average, nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels, classes))
+
+
+def _conv_head(dims: int, channels: int, classes: int, dropout: float) -> nn.Sequential:
+    conv, average = Conv[Conv.CONV, dims](channels, 32, kernel_size=3, padding=1), Pool[Pool.ADAPTIVEAVG, dims](1)
+    hidden = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, classes))
+    return nn.Sequential(conv, nn.ReLU(), average, nn.Flatten(), *hidden)
+
+
+HEADS: dict[str, Callable[[int, int, int, float], nn.Sequential]] = {"linear": _linear_head, "conv": _conv_head}
+CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
+    "encoder": EncoderClassifier,
+    "vgg16": VGG16,
+    "densenet121": DenseNet121,
+}

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find the class of an image: in its path, in a table, or in the datalist."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ahm_transforms.io._types import Case, LeftOut, Source
+from ahm_transforms.io.check import case_name
+from ahm_transforms.io.pairs import place_of
+
+_CLASS = "label"  # the column of the table
+_KEYS = ("case_id", "image")
+
+
+def class_names(classes: Sequence[str]) -> list[str]:
+    """Return the names as a list.
+
+    Raises:
+        ValueError: it is empty, one text, or names a class twice.
+    """
+    if isinstance(classes, str) or not classes or len(set(classes)) < len(classes):
+        raise ValueError(f"classes must be a list of different names, got {classes!r}.")
+    return [str(name) for name in classes]
+
+
+def add_classes(
+    source: Source,
+    classes: Sequence[str],
+    *,
+    class_pattern: str | None = None,
+    labels_csv: str | Path | None = None,
+) -> None:
+    """Give every case of ``source`` the index of its class as ``label``; where that fails, the case is bad.
+
+    The class comes from the table or the pattern, if one is given, or else from the datalist, or else from the path: a
+    class's name in it, capital letters or not, with no letter beside it.
+
+    Raises:
+        FileNotFoundError: there is no such table.
+        ValueError: table and pattern are both given, or one of them makes no sense.
+    """
+    if labels_csv is not None and class_pattern is not None:
+        raise ValueError("pass labels_csv or class_pattern, not both.")
+    name_of = _by_table(source, labels_csv) if labels_csv is not None else _by_pattern(source, classes, class_pattern)
+    use_own = labels_csv is None and class_pattern is None
+    cases: list[Case] = []
+    for case in source.found.cases:
+        try:
+            name = case["label"] if use_own and "label" in case else name_of(case)
+            cases.append({**case, "label": _index(name, classes)})
+        except ValueError as error:
+            source.found.bad.append(LeftOut(case_name(case), str(error)))
+    source.found.cases[:] = cases
+
+
+def _index(name: Any, classes: Sequence[str]) -> int:
+    if str(name) in classes:
+        return classes.index(str(name))
+    if re.fullmatch(r"\d+", str(name)) and int(name) < len(classes):
+        return int(name)
+    raise ValueError(f"is of class {name!r}, expected one of {', '.join(classes)}, or its index")
+
+
+def _by_pattern(source: Source, classes: Sequence[str], pattern: str | None) -> Callable[[Case], str]:
+    """Return a function that reads the class off a case's path."""
+    try:
+        expression = re.compile(pattern) if pattern is not None else _whole_names(classes)
+    except re.error as error:
+        raise ValueError(f"class_pattern {pattern!r} is no regular expression: {error}.") from error
+    spelled = {name.lower(): name for name in classes} if pattern is None else {}
+
+    def name_of(case: Case) -> str:
+        path = _relative(case, source.root)
+        matches = list(expression.finditer(path))
+        texts = [match.group(1) if expression.groups else match.group(0) for match in matches]
+        found = sorted({spelled.get(str(text).lower(), str(text)) for text in texts[: None if pattern is None else 1]})
+        if len(found) != 1:
+            what = f"the classes {', '.join(found)}" if found else "no class"
+            raise ValueError(f"{what} in {path!r}, expected one of {', '.join(classes)}: pass --class_pattern")
+        return found[0]
+
+    return name_of
+
+
+def _whole_names(classes: Sequence[str]) -> re.Pattern[str]:
+    """Return a pattern for the names where no letter, and no digit after a digit, goes on."""
+    longest_first = sorted(classes, key=len, reverse=True)
+    names = "|".join(re.escape(name) + (r"(?!\d)" if name[-1].isdigit() else "") for name in longest_first)
+    return re.compile(rf"(?<![^\W\d_])(?:{names})(?![^\W\d_])", re.IGNORECASE)
+
+
+def _by_table(source: Source, path: str | Path) -> Callable[[Case], str]:
+    """Return a function that looks a case up by its id or its path."""
+    table = _read_table(Path(path))
+
+    def name_of(case: Case) -> str:
+        keys = (("case_id", case["case_id"]), ("image", _relative(case, source.root)))
+        names = [table[key] for key in keys if key in table]
+        if not names:
+            raise ValueError(f"has no row in {Path(path).name}, expected its {' or '.join(_KEYS)} there")
+        return names[0]
+
+    return name_of
+
+
+def _read_table(path: Path) -> Mapping[tuple[str, str], str]:
+    """Return the class by column and value: ("case_id", "a") or ("image", "folder/a.png")."""
+    if not path.is_file():
+        raise FileNotFoundError(f"labels_csv {path} does not exist.")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file, skipinitialspace=True)
+        columns = [name for name in _KEYS if name in (rows.fieldnames or [])]
+        if not columns or _CLASS not in (rows.fieldnames or []):
+            raise ValueError(
+                f"labels_csv {path} must start with a line of column names, separated by commas, with {_CLASS!r} and "
+                f"{' or '.join(map(repr, _KEYS))}, got {rows.fieldnames}."
+            )
+        table: dict[tuple[str, str], str] = {}
+        for row in rows:
+            for key in [(column, (row[column] or "").strip()) for column in columns]:
+                name = (row[_CLASS] or "").strip()
+                if key[1] and table.setdefault(key, name) != name:
+                    raise ValueError(f"labels_csv {path} line {rows.line_num}: {key[1]} has two classes.")
+    return table
+
+
+def _relative(case: Case, root: Path) -> str:
+    place = place_of(case)
+    return place.relative_to(root.absolute()).as_posix() if place.is_relative_to(root.absolute()) else place.name

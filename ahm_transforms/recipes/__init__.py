@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole preprocessing chains, so that training and inference cannot drift apart."""
+
+from ahm_transforms.io import LoadCased
+from ahm_transforms.recipes.checks import CheckChannelsd, OnImageGridd
+from ahm_transforms.recipes.classification import classification_deterministic, classification_random
+from ahm_transforms.recipes.images import (
+    DEFAULT_WINDOW_HU,
+    MODALITIES,
+    deterministic,
+    fixed_crops,
+    preprocessing,
+    random_crops,
+    validation_preprocessing,
+)
+from ahm_transforms.recipes.segmentation import (
+    segmentation_crops,
+    segmentation_deterministic,
+    segmentation_evaluation,
+    segmentation_validation,
+)
+
+__all__ = [
+    "DEFAULT_WINDOW_HU",
+    "MODALITIES",
+    "CheckChannelsd",
+    "LoadCased",
+    "OnImageGridd",
+    "classification_deterministic",
+    "classification_random",
+    "deterministic",
+    "fixed_crops",
+    "preprocessing",
+    "random_crops",
+    "segmentation_crops",
+    "segmentation_deterministic",
+    "segmentation_evaluation",
+    "segmentation_validation",
+    "validation_preprocessing",
+]

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps of a chain that stop at what does not fit, and name the file."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from ahm_transforms.io.labels import grid_problem
+
+
+class CheckChannelsd(MapTransform):
+    """Stop at an image whose number of channels is not the one expected, and name the file.
+
+    Args:
+        keys: entries of shape [C, *S].
+        channels: the number of channels expected.
+
+    Raises:
+        ValueError: on call, when the number is another.
+    """
+
+    def __init__(self, keys: KeysCollection, channels: int) -> None:
+        super().__init__(keys)
+        self.channels = channels
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return ``data`` as it is."""
+        result = dict(data)
+        for key in self.key_iterator(result):
+            found = result[key].shape[0]
+            if found != self.channels:
+                raise ValueError(f"{_name(result[key])} has {found} channel(s), expected channels={self.channels}.")
+        return result
+
+
+class OnImageGridd(MapTransform):
+    """Stop at a label or mask that lies on another grid than its image; where it fits, it takes the image's affine.
+
+    Affines differ a little where files round them. Sharing one keeps both on one grid through all that follows.
+
+    Args:
+        keys: entries of shape [C, *S] that belong to the image, as loaded.
+        image_key: the image, of shape [C, *S], as loaded.
+
+    Raises:
+        ValueError: on call, when size or place differ.
+    """
+
+    def __init__(self, keys: KeysCollection, image_key: Hashable = "image") -> None:
+        super().__init__(keys)
+        self.image_key = image_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return a copy of ``data`` in which the keys have the image's affine."""
+        result = dict(data)
+        image = result[self.image_key]
+        for key in self.key_iterator(result):
+            if problem := grid_problem(image, result[key]):
+                raise ValueError(f"{_name(result[key])} {problem} its image {_name(image)}.")
+            result[key] = result[key].clone()
+            result[key].affine = image.affine
+        return result
+
+
+def _name(img: MetaTensor) -> str:
+    return Path(str(img.meta.get("filename_or_obj", "image"))).name
