@@ -54,7 +54,10 @@ class PretrainedWeights:
             logger.info("No pretrained weights: training from scratch.")
             return
         weights = read_weights(self.path)
-        self.transfer = transfer_weights(self.network, weights, part=self.part, image_channels=self.image_channels)
+        try:
+            self.transfer = transfer_weights(self.network, weights, part=self.part, image_channels=self.image_channels)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from error
         logger.info("Weights of %s:\n%s", self.path, self.transfer.table())
 
 

@@ -23,7 +23,10 @@ __all__ = ["bundle_config", "describe_run", "provenance", "write_record"]
 
 logger = logging.getLogger(__name__)
 
-FOLDERS = ("bundle_root", "output_dir", "ckpt_dir", "dataset_dir", "datalist")
+FOLDERS = (
+    *("bundle_root", "output_dir", "ckpt_dir", "evaluate_dir", "dataset_dir", "datalist"),
+    *("labels_dir", "labels_csv", "masks_dir", "pretrained", "checkpoint"),
+)
 PACKAGES = ("monai-ahm", "monai", "torch", "numpy", "nibabel", "pydicom", "itk-io", "pytorch-ignite")
 
 

@@ -110,7 +110,7 @@ def align_prefixes(
 
     Every prefix of the source's key tree is tried with every one of ``own_prefixes``. What counts is the number of
     tensors that agree in name and in shape (up to input channels and number of tokens), then in name alone; among
-    equals the shortest prefixes are taken.
+    equals the first, so name the shortest of ``own_prefixes`` first.
 
     Returns:
         The network's prefix and the source's, each empty or ending with a dot.
@@ -124,7 +124,7 @@ def align_prefixes(
                 if name[start:] in inner:
                     agreeing[prefix, name[:start]] += 1
                     fitting[prefix, name[:start]] += _alike(tensor, inner[name[start:]])
-    return max(agreeing, key=lambda pair: (fitting[pair], agreeing[pair], -len(pair[0]) - len(pair[1])))
+    return max(agreeing, key=lambda pair: (fitting[pair], agreeing[pair]))
 
 
 def _prefixes(path: str) -> list[str]:

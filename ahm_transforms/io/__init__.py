@@ -9,6 +9,7 @@ from ahm_transforms.io.find import find_cases, find_inputs
 from ahm_transforms.io.labelled import load_classification_cases, load_segmentation_cases
 from ahm_transforms.io.labels import LoadLabeld
 from ahm_transforms.io.naming import NameByCased
+from ahm_transforms.io.pairs import with_masks
 from ahm_transforms.io.reader import CaseReader, LoadCased, load_image
 from ahm_transforms.io.segments import Segment, read_segments
 from ahm_transforms.io.split import Split, split_by_patient
@@ -39,5 +40,6 @@ __all__ = [
     "split_by_patient",
     "template_cases",
     "template_path",
+    "with_masks",
     "write_dicom_seg",
 ]

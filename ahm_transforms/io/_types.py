@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +17,7 @@ the index of the class, with ``mask`` (a path) if masks are asked for.
 """
 
 PARTS = ("training", "validation", "test")
+NAMES_SHOWN = 5  # of the files that have one reason
 
 
 class LeftOut(NamedTuple):
@@ -52,18 +55,30 @@ class Source(NamedTuple):
     root: Path
 
 
+def lines_by_reason(items: Sequence[LeftOut]) -> str:
+    """Return one line for each item, or one for many that share their reason."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, reason in items:
+        names[reason].append(name)
+    lines = []
+    for reason, group in names.items():
+        if len(group) > NAMES_SHOWN:
+            group = [f"{len(group)} such as {', '.join(group[:NAMES_SHOWN])}"]
+        lines += [f"\n  {name}: {reason}" for name in group]
+    return "".join(lines)
+
+
 class BadCasesError(ValueError):
-    """Raised before training when cases cannot be used; it lists every one with its reason.
+    """Raised before training when cases cannot be used; it lists them with their reasons.
 
     Attributes:
-        bad: the cases and reasons.
+        bad: all cases and reasons.
     """
 
     def __init__(self, bad: list[LeftOut]) -> None:
         self.bad = bad
-        lines = "\n".join(f"  {name}: {reason}" for name, reason in bad)
         super().__init__(
-            f"{len(bad)} case(s) cannot be used:\n{lines}\n"
+            f"{len(bad)} case(s) cannot be used:{lines_by_reason(bad)}\n"
             "Repair or remove them, or pass --skip_bad true to leave them out."
         )
 

@@ -4,22 +4,20 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ahm_transforms.io._types import PARTS, BadCasesError, Case, Found, Geometry, LeftOut
+from ahm_transforms.io._types import PARTS, BadCasesError, Case, Found, Geometry, LeftOut, lines_by_reason
 from ahm_transforms.io.check import Checked, case_name, check_cases
 from ahm_transforms.io.source import find_source
 from ahm_transforms.io.split import divide
 from ahm_transforms.io.template import template_cases
 
 LOGGER = logging.getLogger(__name__)
-
-_NAMES_SHOWN = 5  # of the files that are left out for the same reason
 
 
 @dataclass
@@ -153,10 +151,10 @@ def check_found(found: Found, *, skip_bad: bool, where: str, **options: Any) -> 
     if bad and not (skip_bad and checked.cases):
         raise BadCasesError(bad)
     if not checked.cases:
-        raise FileNotFoundError(f"{where} holds no usable image:{_lines(found.left_out)}")
+        raise FileNotFoundError(f"{where} holds no usable image:{lines_by_reason(found.left_out)}")
     left_out = found.left_out + bad
     if left_out:
-        LOGGER.warning("%d left out:%s", len(left_out), _lines(left_out))
+        LOGGER.warning("%d left out:%s", len(left_out), lines_by_reason(left_out))
     return checked, left_out
 
 
@@ -169,19 +167,6 @@ def _refuse_equal_ids(cases: Sequence[Case]) -> None:
     twice = [case_name(case) for case in cases if counts[case["case_id"]] > 1]
     if twice:
         raise ValueError(f"these images would have the same case_id, keep one of each: {', '.join(twice[:10])}.")
-
-
-def _lines(items: Sequence[LeftOut]) -> str:
-    """Return one line for each item, or one for many that share their reason."""
-    names: dict[str, list[str]] = defaultdict(list)
-    for name, reason in items:
-        names[reason].append(name)
-    lines = []
-    for reason, group in names.items():
-        if len(group) > _NAMES_SHOWN:
-            group = [f"{len(group)} such as {', '.join(group[:_NAMES_SHOWN])}"]
-        lines += [f"\n  {name}: {reason}" for name in group]
-    return "".join(lines)
 
 
 def _ranges(geometry: Sequence[Geometry]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 
-from ahm_transforms.io._types import Case, LeftOut, Source
+from ahm_transforms.io._types import Case, Found, LeftOut, Source
 from ahm_transforms.io.check import case_name
 from ahm_transforms.io.find import LABEL_FOLDER
 from ahm_transforms.io.reader import IMAGE_SUFFIXES, NIFTI_SUFFIXES, has_suffix
@@ -49,6 +49,33 @@ def add_files(source: Source, key: str, folder: str | Path | None) -> None:
     pairs = find_pairs(cases, root=source.root, folder=folder)
     for case in cases:
         case[key] = pairs.get(case["case_id"])
+
+
+def with_masks(found: Found, path: str | Path, masks_dir: str | Path | None, *, wanted: bool) -> Found:
+    """Return what to predict on with the path of each case's mask; cases without one are in ``bad``.
+
+    Args:
+        found: what `find_inputs` brought.
+        path: the folder or file in which it was found.
+        masks_dir: folder with masks, called as the images are.
+        wanted: whether the network was trained with masks; without, ``found`` stays as it is.
+
+    Raises:
+        FileNotFoundError: ``masks_dir`` does not exist.
+        ValueError: masks are wanted and not given, or given and not wanted.
+    """
+    if wanted and masks_dir is None:
+        raise ValueError("the network was trained with masks: pass --masks_dir, a folder with one for each image.")
+    if masks_dir is None:
+        return found
+    if not wanted:
+        raise ValueError(f"the network was trained without masks: do not pass masks_dir, got {masks_dir}.")
+    root = Path(path)
+    source = Source(found, {}, root if root.is_dir() else root.parent)
+    hide_label_folders(source, masks_dir)
+    add_files(source, "mask", masks_dir)
+    move_without(source, "mask", to=found.bad)
+    return found
 
 
 def move_without(source: Source, key: str, *, to: list[LeftOut]) -> None:

@@ -147,7 +147,7 @@ class TestPrefixes:
         assert not changed(network.swinViT, source.swinViT.state_dict())
 
     def test_of_two_networks_in_one_file_the_one_that_fits(self, build):
-        source, other = build("unet", seed=3), build("unet", seed=4, channels=(6, 6, 6))
+        source, other = build("unet", seed=3), build("unet", seed=4, channels=(6, 10, 14))
         weights = {f"a.{key}": value for key, value in other.state_dict().items()}
         weights |= {f"b.{key}": value for key, value in source.state_dict().items()}
         network = build("unet")
@@ -306,6 +306,10 @@ class TestRefusal:
                 build("unet", num_res_units=0), pretrained("unet", kernel_size=5, num_res_units=0).state_dict()
             )
 
+    def test_other_widths_behind_a_prefix_are_seen_as_such(self, pretrained, build):
+        with pytest.raises(ValueError, match=r"; [1-9]\d* agree in name but not in shape \['convInit.conv.weight"):
+            transfer_weights(build("segresnet", init_filters=16), pretrained("segresnet").state_dict())
+
     def test_nothing_at_all(self, build):
         with pytest.raises(ValueError, match=r"the weights \[\]"):
             transfer_weights(build("unet"), {})
@@ -352,6 +356,10 @@ class TestReadWeights:
         torch.save(state if around is None else {around: state, "epoch": 3, "best": {"metric": 0.5}}, tmp_path / "w.pt")
         read = read_weights(tmp_path / "w.pt")
         assert list(read) == ["weight", "bias"] and torch.equal(read["weight"], state["weight"])
+
+    def test_tensor_that_is_called_like_an_entry(self, tmp_path):
+        torch.save({"model": torch.ones(2), "bias": torch.zeros(2)}, tmp_path / "w.pt")
+        assert list(read_weights(tmp_path / "w.pt")) == ["model", "bias"]
 
     def test_missing_file(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"none\.pt: no such file"):
@@ -413,7 +421,7 @@ class TestLayerwise:
 
 def train_a_step(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     network.train()
-    optimizer.zero_grad()
+    optimizer.zero_grad(set_to_none=False)  # as MONAI's trainers do
     network(torch.rand(2, 1, 32, 32)).square().mean().backward()
     optimizer.step()
 

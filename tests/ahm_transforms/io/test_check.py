@@ -109,3 +109,12 @@ def test_real_patients_with_two_phases_stay_together() -> None:
     summary = cases.summary()
     assert (summary["training_patients"], summary["training_cases"]) == (8, 16)
     assert (summary["validation_patients"], summary["validation_cases"]) == (2, 4)
+
+
+def test_many_cases_with_one_reason_are_one_line_and_all_are_kept() -> None:
+    bad = [LeftOut(f"scan{number}", "label all empty") for number in range(30)] + [LeftOut("other", "too small")]
+    error = BadCasesError(bad)
+    assert str(error).startswith("31 case(s) cannot be used:")
+    assert "30 such as scan0, scan1, scan2, scan3, scan4: label all empty" in str(error)
+    assert "other: too small" in str(error)
+    assert error.bad == bad

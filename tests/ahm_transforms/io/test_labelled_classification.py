@@ -52,6 +52,12 @@ def test_no_class_or_several_in_the_path_are_bad_cases(tmp_path: Path) -> None:
     assert all(reason.startswith("no class in") and "--class_pattern" in reason for reason in reasons.values())
 
 
+def test_the_longest_name_counts(tmp_path: Path) -> None:
+    for name in ("left lung 1", "left 1"):
+        write_picture(tmp_path / f"{name}.png")
+    assert labels(tmp_path, classes=["left", "left lung"]) == {"left 1": 0, "left lung 1": 1}
+
+
 @pytest.mark.parametrize("pattern", ["_([NA])", "(?<=_)[NA]"])
 def test_pattern_finds_the_class_by_its_group_or_as_a_whole(tmp_path: Path, pattern: str) -> None:
     for name in ("a_N", "b_A", "grade_A_N"):
@@ -175,8 +181,11 @@ def test_patients_stay_together_and_classes_are_shared_out(tmp_path: Path) -> No
     ]
     sides = [{case["patient_id"] for case in getattr(cases, part)} for part in PARTS]
     assert sum(map(len, sides)) == len(set.union(*sides)) == 20
-    few = load(tmp_path, test_fraction=0.2, label_fraction=0.25, **options)
-    assert few.count_classes("training") == {"normal": 6, "abnormal": 2}
+    for seed in range(4):
+        few = load(tmp_path, test_fraction=0.2, label_fraction=0.25, seed=seed, **options)
+        assert few.count_classes("training") == {"normal": 6, "abnormal": 2}
+    runs = [load(tmp_path, test_fraction=0.2, split_seed=seed, stratify=False, **options) for seed in range(4)]
+    assert len({run.count_classes("test")["abnormal"] for run in runs}) > 1
 
 
 def test_real_ultrasound() -> None:

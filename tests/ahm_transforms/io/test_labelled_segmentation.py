@@ -61,7 +61,9 @@ def test_labels_beside_the_images_are_found(tmp_path: Path, labels: str, below: 
 def test_labels_are_found_where_they_are_said_to_be(tmp_path: Path, labels: str) -> None:
     write_nifti(tmp_path / "sub-1/T1.nii")
     write_label(tmp_path / labels / "sub-1/T1.nii.gz", 1)
-    (case,) = load(tmp_path, labels_dir=tmp_path / labels).training
+    cases = load(tmp_path, labels_dir=tmp_path / labels)
+    (case,) = cases.training
+    assert not cases.left_out, "labels are no images"
     assert case["case_id"] == "sub-1_T1"
     assert case["label"] == str(tmp_path / labels / "sub-1/T1.nii.gz")
 
