@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["writable_folder", "write_atomically", "write_json"]
+__all__ = ["writable_folder", "write_atomically", "write_csv", "write_json"]
 
 
 def writable_folder(folder: str | Path) -> Path:
@@ -53,3 +55,12 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> Path:
     """Write readable JSON atomically; what JSON does not know is written as text."""
     text = json.dumps(content, indent=2, default=str, ensure_ascii=False) + "\n"
     return write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_csv(path: str | Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write comma-separated values atomically; NaN stays empty."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: "" if value != value else value for name, value in row.items()} for row in rows)
+    return write_atomically(path, lambda file: file.write(text.getvalue().encode()))

@@ -53,7 +53,10 @@ def load_trained(path: str | Path, network: nn.Module, *, task: str, classes: Se
     provenance: dict[str, Any] = load_checkpoint(path).get("provenance", {})
     settings = provenance.get("settings", {})
     if settings.get("task", task) != task:
-        raise ValueError(f"{path}: a checkpoint of {settings['task']}, expected one of {task}.")
+        raise ValueError(
+            f"{path}: a checkpoint of {settings['task']}, expected one of {task}: train one first, with this as "
+            "--pretrained if it shall start from there."
+        )
     if list(settings.get("classes", classes)) != list(classes):
         raise ValueError(f"{path}: trained for the classes {settings['classes']}, got classes {list(classes)}.")
     load_checkpoint(path, {"model": network})

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from ahm_engines.files import writable_folder, write_atomically, write_json
+from ahm_engines.files import writable_folder, write_csv, write_json
 
 __all__ = ["ClassificationResults"]
 
@@ -55,11 +53,11 @@ class ClassificationResults:
             self._rows.append((str(item["case_id"]), [round(chance, 6) for chance in chances.tolist()]))
 
     def _write(self) -> None:
-        table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["case_id", "predicted", *self.classes])
-        writer.writerows([case_id, self._best(chances), *chances] for case_id, chances in self._rows)
-        write_atomically(self.folder / "predictions.csv", lambda file: file.write(table.getvalue().encode()))
+        rows = [
+            {"case_id": case_id, "predicted": self._best(chances), **dict(zip(self.classes, chances, strict=True))}
+            for case_id, chances in self._rows
+        ]
+        write_csv(self.folder / "predictions.csv", ["case_id", "predicted", *self.classes], rows)
         cases: list[dict[str, Any]] = [
             {
                 "case_id": case_id,

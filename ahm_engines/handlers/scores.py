@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,7 +14,7 @@ import ignite.distributed as idist
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 
-from ahm_engines.files import writable_folder, write_atomically, write_json
+from ahm_engines.files import writable_folder, write_csv, write_json
 
 __all__ = ["CaseScores", "Row", "known_mean", "statistics"]
 
@@ -95,7 +93,7 @@ class CaseScores(ABC):
         if name is not None and math.isnan(metrics[name]):
             engine.state.metrics[name] = None
         if self.folder is not None and idist.get_rank() == 0:
-            _write_table(self.folder / "scores.csv", rows)
+            write_csv(self.folder / "scores.csv", list(rows[0]) if rows else [CASE], rows)
             facts = {"cases": len(rows), "classes": self.classes}
             write_json(self.folder / "scores.json", _without_nan(facts | report))
 
@@ -125,15 +123,6 @@ def _gathered(rows: list[Row]) -> list[Row]:
         dist.all_gather_object(parts, rows)
     unique = {row[CASE]: row for part in parts for row in part}
     return [unique[case] for case in sorted(unique)]
-
-
-def _write_table(path: Path, rows: Sequence[Row]) -> None:
-    """Write comma-separated values; what is not known stays empty."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [CASE], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: "" if value != value else value for name, value in row.items()} for row in rows)
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def _without_nan(content: Any) -> Any:

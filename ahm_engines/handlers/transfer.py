@@ -9,6 +9,7 @@ from pathlib import Path
 from ignite.engine import Engine, Events
 from torch import nn
 
+from ahm_engines.trained import trained_settings
 from ahm_networks.nets import Transfer, freeze_encoder, read_weights, transfer_weights, unfreeze_encoder
 
 __all__ = ["FrozenEncoder", "PretrainedWeights"]
@@ -25,7 +26,7 @@ class PretrainedWeights:
         path: a pretraining checkpoint or a plain ``state_dict``; ``None`` trains from scratch.
         network: to load into; may be distributed.
         part: ``encoder`` or ``all``, as in :func:`ahm_networks.nets.transfer_weights`.
-        image_channels: as there.
+        image_channels: as there; ``None`` takes what a pretraining of ours wrote into its checkpoint.
 
     Attributes:
         transfer: what was loaded; ``None`` before the start and from scratch.
@@ -54,8 +55,9 @@ class PretrainedWeights:
             logger.info("No pretrained weights: training from scratch.")
             return
         weights = read_weights(self.path)
+        channels = self.image_channels or trained_settings(self.path).get("in_channels")
         try:
-            self.transfer = transfer_weights(self.network, weights, part=self.part, image_channels=self.image_channels)
+            self.transfer = transfer_weights(self.network, weights, part=self.part, image_channels=channels)
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from error
         logger.info("Weights of %s:\n%s", self.path, self.transfer.table())

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from monai.networks.nets import UNETR, BasicUNet, DynUNet, SegResNet, SwinUNETR, UNet
+from monai.utils import ensure_tuple_rep
 from torch import nn
 
 __all__ = ["BACKBONES", "backbone_network", "build_backbone"]
@@ -16,11 +17,18 @@ __all__ = ["BACKBONES", "backbone_network", "build_backbone"]
 Defaults = Callable[[int, dict[str, Any]], tuple[Sequence[int], dict[str, Any]]]
 UNET_ARGS: dict[str, Any] = {"channels": (16, 32, 64, 128, 256), "strides": (2, 2, 2, 2), "num_res_units": 2}
 DYNUNET_ARGS: dict[str, Any] = {"kernel_size": [3] * 5, "strides": [1, 2, 2, 2, 2], "res_block": True}
+PADDING = ("basicunet",)  # takes images of any size
 GIVEN = ("spatial_dims", "in_channels", "out_channels")
 
 
 def backbone_network(
-    name: str, spatial_dims: int, in_channels: int, out_channels: int, **backbone_args: Any
+    name: str,
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    *,
+    crop_size: int | Sequence[int] | None = None,
+    **backbone_args: Any,
 ) -> nn.Module:
     """Build the plain MONAI network that a pretrained ``ReconstructionUNet`` of the same name holds.
 
@@ -29,11 +37,13 @@ def backbone_network(
         spatial_dims: 2 or 3.
         in_channels: image channels.
         out_channels: channels that come out.
+        crop_size: of the images that it will see, to be checked; ``None`` checks nothing.
         **backbone_args: overrides for the network's own arguments; the same as in pretraining. ``unetr`` needs
             ``img_size``.
 
     Raises:
-        ValueError: for an unknown name or argument, or an ``img_size`` that is missing or does not fit.
+        ValueError: for an unknown name or argument, an ``img_size`` that is missing or does not fit, or a
+            ``crop_size`` that the strides do not divide.
 
     Example:
         >>> import torch
@@ -41,7 +51,15 @@ def backbone_network(
         >>> network(torch.rand(1, 1, 32, 32)).shape
         torch.Size([1, 3, 32, 32])
     """
-    return build_backbone(name, spatial_dims, in_channels, out_channels, backbone_args)[1]
+    divisor, network = build_backbone(name, spatial_dims, in_channels, out_channels, backbone_args)
+    if crop_size is not None and name not in PADDING:
+        _check_crop(name, ensure_tuple_rep(crop_size, spatial_dims), divisor)
+    return network
+
+
+def _check_crop(name: str, crop_size: Sequence[int], divisor: Sequence[int]) -> None:
+    if any(size % step for size, step in zip(crop_size, divisor, strict=True)):
+        raise ValueError(f"crop_size: {name} needs multiples of {tuple(divisor)}, got {tuple(crop_size)}.")
 
 
 def build_backbone(

@@ -106,6 +106,7 @@ def load_classification_cases(
     class_pattern: str | None = None,
     labels_csv: str | Path | None = None,
     masks_dir: str | Path | None = None,
+    with_mask: bool = False,
     stratify: bool = True,
     spatial_dims: int = 3,
     val_fraction: float = 0.2,
@@ -134,6 +135,7 @@ def load_classification_cases(
         labels_csv: table with the columns ``case_id`` or ``image`` (the path relative to ``dataset_dir``) and
             ``label``, to use instead.
         masks_dir: folder with masks, called as the images are, to add as ``mask``; every image needs one.
+        with_mask: whether every image needs one anyhow, from the datalist or a folder ``masks`` beside ``images``.
         stratify: whether all parts shall have the classes in about the same shares; the patients are then others than
             those of `load_cases`, which knows no classes.
         spatial_dims: 2 or 3.
@@ -160,7 +162,7 @@ def load_classification_cases(
     source = find_source(dataset_dir, datalist, patient_pattern=patient_pattern, template=template)
     hide_label_folders(source, masks_dir)
     add_classes(source, names, class_pattern=class_pattern, labels_csv=labels_csv)
-    if masks_dir is not None or any("mask" in case for case in source.found.cases):
+    if with_mask or masks_dir is not None or any("mask" in case for case in source.found.cases):
         add_files(source, "mask", masks_dir)
         move_without(source, "mask", to=source.found.bad)
     by = "label" if stratify else None

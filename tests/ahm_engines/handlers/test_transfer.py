@@ -79,6 +79,15 @@ def test_a_mask_channel_of_the_pretraining_is_dropped(tmp_path: Path) -> None:
     assert torch.equal(encoder_of(network)[0], encoder_of(source)[0][:, :1])
 
 
+def test_the_checkpoint_itself_says_how_many_channels_are_the_images(tmp_path: Path) -> None:
+    source = backbone_network("unet", 2, 2, 1, **SMALL)
+    for channels, expected in ((1, encoder_of(source)[0][:, :1]), (2, encoder_of(source)[0].mean(1, keepdim=True) * 2)):
+        facts = {"provenance": {"settings": {"in_channels": channels}}}
+        network = network_of()
+        PretrainedWeights(save_checkpoint(tmp_path / "masked.pt", {"model": source}, **facts), network)()
+        assert torch.allclose(encoder_of(network)[0], expected)
+
+
 def test_without_a_path_training_starts_from_scratch_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     network = network_of()
     handler = PretrainedWeights(None, network)

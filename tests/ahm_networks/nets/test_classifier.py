@@ -152,6 +152,16 @@ def test_convolutional_head(dims: int) -> None:
 
 
 @both_heads
+def test_head_learns_whatever_its_hidden_units_say(head: str) -> None:
+    network = build(head=head, dropout=0.0)
+    for layer in network.head:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.constant_(layer.bias, -100.0)  # no unit is active
+    network(images(2))[:, 0].sum().backward()
+    assert all(p.grad.abs().max() > 0 for p in network.encoder.parameters() if p.ndim > 1 and p.grad is not None)
+
+
+@both_heads
 def test_dropout(head: str) -> None:
     image = images(2)
     dropping, keeping = build(head=head, dropout=0.9), build(head=head, dropout=0.0)

@@ -54,9 +54,10 @@ def read(data: Path | None, output: Path, **overrides: Any) -> Any:
     return read_bundle("train.json", bundle=CLASSIFICATION, **options_for(data, output, **overrides)).parser
 
 
-def evaluate(data: Path | None, output: Path, **overrides: Any) -> dict[str, Any]:
-    """Score the best checkpoint of ``output`` with tiny settings and return ``scores.json``."""
-    train(data, output, files=EVALUATION, **overrides)
+def evaluate(data: Path, output: Path, **overrides: Any) -> dict[str, Any]:
+    """Score the best checkpoint of ``output`` and return ``scores.json``; the settings are those of the checkpoint."""
+    given = {"dataset_dir": str(data), "output_dir": str(output), **overrides}
+    run_bundle(EVALUATION, bundle=CLASSIFICATION, **given)
     report: dict[str, Any] = json.loads((output / "evaluation/scores.json").read_text())
     return report
 

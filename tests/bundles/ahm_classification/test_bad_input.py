@@ -34,6 +34,11 @@ def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+def evaluate_with(data: Path, output: Path, model: Path, **options: Any) -> None:
+    """Call ``evaluate`` as ``infer`` is called."""
+    evaluate(data, output, checkpoint=str(model), **options)
+
+
 def refused(data: Path | None, output: Path, **options: Any) -> str:
     """Return the message of a training that must not start."""
     message = message_of(train, data, output, **{**PICTURES, **options})
@@ -57,7 +62,7 @@ def refused(data: Path | None, output: Path, **options: Any) -> str:
         ({"masks_dir": "nowhere"}, ["nowhere is not a folder"]),
         ({"label_fraction": 0}, ["label_fraction", "(0, 1]"]),
         ({"label_fraction": 0.01}, ["occurs in none of the 1 training case(s)", "--label_fraction"]),
-        ({"val_fraction": 0}, ["val_fraction"]),
+        ({"val_fraction": 1.5}, ["val_fraction", "1.5"]),
         ({"in_channels": 3}, ["1 channel(s), expected 3"]),
         ({"modality": "mr"}, ["2D classifier takes pictures"]),
         ({"spatial_dims": 3, "modality": "mr"}, ["expected 3 spatial axes"]),
@@ -97,6 +102,7 @@ def test_image_without_a_mask_is_named(pictures: Path, tmp_path: Path) -> None:
     (masks / "rows_3.png").unlink()
     message = refused(pictures, tmp_path / "out", masks_dir=str(masks))
     assert "rows_3.png: no mask" in message and "1 case(s)" in message
+    assert "10 case(s)" in refused(pictures, tmp_path / "out", with_mask="true")
 
 
 def test_default_data_take_no_pictures_and_no_other_classes(tmp_path: Path) -> None:
@@ -107,9 +113,9 @@ def test_default_data_take_no_pictures_and_no_other_classes(tmp_path: Path) -> N
 
 
 def test_evaluation_without_test_cases(pictures: Path, trained: Path) -> None:
-    message = message_of(evaluate, pictures, trained, **PICTURES, test_fraction=0)
+    message = message_of(evaluate, pictures, trained, test_fraction=0)
     assert "there are no test cases: set test_fraction above 0" in message
-    message = message_of(evaluate, pictures, trained, **PICTURES, evaluate_cases="tests")
+    message = message_of(evaluate, pictures, trained, evaluate_cases="tests")
     assert "expected one of training, validation, test, got 'tests'" in message
 
 
@@ -117,7 +123,7 @@ def test_checkpoint_of_another_task_is_refused(pictures: Path, trained: Path, tm
     content = checkpoint(trained / "models/model.pt")
     content["provenance"]["settings"]["task"] = "segmentation"
     torch.save(content, tmp_path / "model.pt")
-    for call in (infer, evaluate_with(PICTURES)):
+    for call in (infer, evaluate_with):
         message = message_of(call, pictures, tmp_path / "out", tmp_path / "model.pt")
         assert "a checkpoint of segmentation, expected one of classification" in message
 
@@ -125,28 +131,19 @@ def test_checkpoint_of_another_task_is_refused(pictures: Path, trained: Path, tm
 def test_checkpoint_of_pretraining_is_refused(pictures: Path, tmp_path: Path) -> None:
     tiny = {**TINY_INFERENCE, **PICTURES, "masker": "uniform", "max_epochs": 1, "min_epoch_length": 1}
     run_bundle("train.json", dataset_dir=str(pictures), output_dir=str(tmp_path), **tiny)
-    for call in (infer, evaluate_with(PICTURES)):
+    for call in (infer, evaluate_with):
         message = message_of(call, pictures, tmp_path / "out", tmp_path / "models/model.pt")
-        assert "saved from another architecture" in message
+        assert "a checkpoint of pretraining, expected one of classification" in message
     assert not (tmp_path / "out/predictions.json").exists()
 
 
 def test_checkpoint_of_other_classes_is_refused(pictures: Path, trained: Path, tmp_path: Path) -> None:
     model = trained / "models/model.pt"
     other = CLASSES[::-1]
-    for call in (infer, evaluate_with(PICTURES)):
+    for call in (infer, evaluate_with):
         message = message_of(call, pictures, tmp_path, model, classes=other)
         assert "trained for the classes ['rows', 'columns'], got classes ['columns', 'rows']" in message
 
 
 def test_missing_checkpoint_is_named(pictures: Path, tmp_path: Path) -> None:
     assert "nowhere.pt: no such checkpoint" in message_of(infer, pictures, tmp_path, tmp_path / "nowhere.pt")
-
-
-def evaluate_with(options: dict[str, Any]) -> Any:
-    """Return ``evaluate`` with the arguments of ``infer``."""
-
-    def call(data: Path, output: Path, model: Path, **overrides: Any) -> None:
-        evaluate(data, output, **{**options, "checkpoint": str(model), **overrides})
-
-    return call

@@ -65,10 +65,9 @@ def truth(name: str) -> str:
 def test_new_images_get_their_class_with_the_settings_of_the_checkpoint(
     of_pictures: Path, of_volumes: Path, tmp_path: Path, dims: int
 ) -> None:
-    if dims == 2:
-        infer(write_pictures(tmp_path / "data/ward", 2), tmp_path / "out", of_pictures)
-    else:
-        infer(write_volumes(tmp_path / "data/ward", 2), tmp_path / "out", of_volumes)
+    write, model = (write_pictures, of_pictures) if dims == 2 else (write_volumes, of_volumes)
+    write(tmp_path / "data/ward", 2)
+    infer(tmp_path / "data", tmp_path / "out", model)
 
     names = [f"ward_{kind}_{number}" for kind in sorted(CLASSES) for number in range(2)]
     found = predictions(tmp_path / "out")

@@ -19,6 +19,7 @@ from tests.bundles.ahm_classification.classifying import (
     PICTURES,
     TINY_NET,
     evaluate,
+    message_of,
     read,
     train,
     write_masked,
@@ -162,6 +163,16 @@ def test_training_stops_early(pictures: Path, tmp_path: Path) -> None:
     assert last["trainer"]["epoch"] == 3
 
 
+@pytest.mark.filterwarnings("ignore:`dataloader` is empty")
+@pytest.mark.parametrize("options", [{"val_fraction": 0}, {"val_interval": 5}], ids=["no cases", "no epoch"])
+def test_without_validation_the_last_state_is_the_model(
+    pictures: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    last = trained(pictures, tmp_path, **options, max_epochs=2)
+    assert_same_state(last["model"], checkpoint(tmp_path / "models/model.pt")["model"])
+    assert last["trainer"]["epoch"] == checkpoint(tmp_path / "models/model.pt")["trainer"]["epoch"] == 2
+
+
 def test_schedules(pictures: Path, tmp_path: Path) -> None:
     ends = {
         name: trained(pictures, tmp_path / name, schedule=name, max_epochs=3)["lr_scheduler"]["_last_lr"][0]
@@ -174,7 +185,7 @@ def test_schedules(pictures: Path, tmp_path: Path) -> None:
 def test_planted_classes_are_learned_and_scored(pictures: Path, volumes: Path, tmp_path: Path, dims: int) -> None:
     data, options = (pictures, PICTURES) if dims == 2 else (volumes, {})
     train(data, tmp_path, **{**options, **LEARNING, "test_fraction": 0.4})
-    report = evaluate(data, tmp_path, **{**options, **LEARNING, "test_fraction": 0.4})
+    report = evaluate(data, tmp_path)
 
     scores = report["scores"]
     assert {name: scores[name] for name in ("accuracy", "macro_f1", "auroc", "balanced_accuracy")} == {
@@ -193,7 +204,7 @@ def test_planted_classes_are_learned_and_scored(pictures: Path, volumes: Path, t
 
 def test_evaluation_of_the_validation_part_repeats_the_best_metric(pictures: Path, tmp_path: Path) -> None:
     trained(pictures, tmp_path, key_metric="auroc", max_epochs=2, min_epoch_length=3)
-    report = evaluate(pictures, tmp_path, **PICTURES, evaluate_cases="validation", key_metric="auroc")
+    report = evaluate(pictures, tmp_path, evaluate_cases="validation", key_metric="auroc")
     assert report["cases"] == 2
     assert report["scores"]["auroc"] == checkpoint(tmp_path / "models/model.pt")["best"]["metric"]
 
@@ -205,7 +216,8 @@ def test_mask_is_one_more_channel_and_is_learned_from(tmp_path: Path, pretrained
     content = checkpoint(tmp_path / "run/models/model.pt")
     assert content["model"]["encoder.model.0.conv.weight"].shape[1] == 2
     assert content["provenance"]["settings"]["mask_channel"] is True
-    assert evaluate(images, tmp_path / "run", **options)["scores"]["accuracy"] == 1
+    assert evaluate(images, tmp_path / "run", masks_dir=str(masks))["scores"]["accuracy"] == 1
+    assert "no mask" in message_of(evaluate, images, tmp_path / "run")
 
 
 def test_masks_of_a_datalist_are_used_if_asked_for(tmp_path: Path) -> None:

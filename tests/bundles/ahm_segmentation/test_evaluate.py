@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.bundles.ahm_segmentation.segmenting import evaluate, message_of, write_labelled, write_threshold
-from tests.bundles.running import OBLIQUE_LIA
+from tests.bundles.ahm_segmentation.segmenting import evaluate, message_of, train, write_labelled, write_threshold
+from tests.bundles.running import OBLIQUE_LIA, SEGMENTATION, run_bundle
 
 SHAPE = (24, 26, 20)
 KNOWN: dict[str, Any] = {"classes": ["box"], "backbone_args": {}}
@@ -56,7 +56,9 @@ def test_known_prediction_has_known_scores(tmp_path: Path, affine: np.ndarray, d
 @pytest.mark.parametrize("spacing_mm", [0.8, [2.0, 1.5, 2.5]])
 def test_scores_of_a_resampled_scan_are_those_of_its_own_grid(tmp_path: Path, spacing_mm: Any) -> None:
     data = write_shifted(tmp_path / "data", 0, affine=OBLIQUE_LIA)
-    evaluate(data, tmp_path / "run", spacing_mm=spacing_mm, **KNOWN, **write_threshold(tmp_path / "run/models/model.pt"))
+    evaluate(
+        data, tmp_path / "run", spacing_mm=spacing_mm, **KNOWN, **write_threshold(tmp_path / "run/models/model.pt")
+    )
 
     (row,) = rows_of(tmp_path / "run")
     spacing = np.linalg.norm(OBLIQUE_LIA[:3, :3], axis=0)
@@ -91,6 +93,18 @@ def test_pictures_are_measured_in_pixels(tmp_path: Path) -> None:
     assert float(row["label_px_box"]) == 100
 
 
+def test_settings_and_split_come_from_the_checkpoint(tmp_path: Path) -> None:
+    """Or else a forgotten option would score another preprocessing, or patients who were trained on."""
+    data = write_labelled(tmp_path / "data", 10)
+    split = {"val_fraction": 0.3, "test_fraction": 0.4, "split_seed": 3, "patient_pattern": r"(scan\d)"}
+    trained = train(data, tmp_path / "run", spacing_mm=1.5, spatial_dims=2, **split)
+    given = {"dataset_dir": str(data), "output_dir": str(tmp_path / "run")}
+    run = run_bundle(["train.json", "evaluate.json"], bundle=SEGMENTATION, **given)
+    assert run.parser.get_parsed_content("settings") == trained.parser.get_parsed_content("settings")
+    test = {case["case_id"] for case in trained.parser.get_parsed_content("cases").test}
+    assert len(test) == 4 and {row["case_id"] for row in rows_of(tmp_path / "run")} == test
+
+
 def test_validation_cases_can_be_scored_instead(tmp_path: Path) -> None:
     data = write_shifted(tmp_path / "data", 0, affine=np.eye(4), count=5)
     options = {**KNOWN, **write_threshold(tmp_path / "run/models/model.pt"), "val_fraction": 0.4}
@@ -102,8 +116,9 @@ def test_validation_cases_can_be_scored_instead(tmp_path: Path) -> None:
 
 
 def test_empty_test_part(tmp_path: Path) -> None:
-    data = write_labelled(tmp_path / "data")
-    message = message_of(evaluate, data, tmp_path / "run", test_fraction=0.0)
+    data = write_shifted(tmp_path / "data", 0, affine=np.eye(4))
+    options = {**KNOWN, **write_threshold(tmp_path / "run/models/model.pt")}
+    message = message_of(evaluate, data, tmp_path / "run", test_fraction=0.0, **options)
     assert "there are no test cases: set test_fraction above 0" in message
     assert not (tmp_path / "run/evaluation/scores.csv").exists()
 

@@ -14,8 +14,17 @@ from PIL import Image
 
 from ahm_networks.nets import backbone_network, encoder_stages
 from ahm_transforms.io import Cases
-from tests.bundles.ahm_segmentation.segmenting import CLASSES, SHAPE, TINY, infer, message_of, planted, train
-from tests.bundles.ahm_segmentation.segmenting import write_case, write_labelled
+from tests.bundles.ahm_segmentation.segmenting import (
+    CLASSES,
+    SHAPE,
+    TINY,
+    infer,
+    message_of,
+    planted,
+    train,
+    write_case,
+    write_labelled,
+)
 from tests.bundles.running import SEGMENTATION, assert_same_state, checkpoint, read_bundle
 
 SMALL_DYNUNET = {

@@ -56,7 +56,9 @@ def test_all_that_fits_arrives_and_the_rest_starts_anew(
             assert torch.equal(value, source[key]), key
         else:
             assert key.startswith(HEAD) and torch.equal(value, scratch[key]), key
-    assert not any(torch.equal(tuned[key], scratch[key]) for key in ("model.0.conv.weight", "model.1.submodule.conv.weight"))
+    assert not any(
+        torch.equal(tuned[key], scratch[key]) for key in ("model.0.conv.weight", "model.1.submodule.conv.weight")
+    )
     assert f"Weights of {pretrained}" in caplog.text
     for row in ("matched", "of other shape", "missing", "unused", "of its numbers filled"):
         assert row in caplog.text
