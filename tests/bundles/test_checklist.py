@@ -135,10 +135,12 @@ def test_train_and_inference_agree_on_defaults(key: str) -> None:
 
 
 @pytest.mark.parametrize("bundle", [SEGMENTATION, CLASSIFICATION], ids=lambda bundle: bundle.name)
-def test_inference_without_a_checkpoint_has_the_defaults_of_training(bundle: Path) -> None:
+def test_inference_without_a_checkpoint_has_the_defaults_of_training(bundle: Path, tmp_path: Path) -> None:
     """And what the metadata say: whoever reads the bundle before anything is trained sees one and the same network."""
-    train = read_bundle("train.json", bundle=bundle).parser
-    inference = read_bundle("inference.json", "infer", bundle=bundle, load_pretrain=False).parser
+    train = read_bundle("train.json", bundle=bundle, output_dir=str(tmp_path)).parser
+    inference = read_bundle(
+        "inference.json", "infer", bundle=bundle, load_pretrain=False, output_dir=str(tmp_path)
+    ).parser
     settings = train.get_parsed_content("settings")
     for key in settings.keys() & inference.get().keys():
         assert inference.get_parsed_content(key) == settings[key], key
@@ -148,8 +150,9 @@ def test_inference_without_a_checkpoint_has_the_defaults_of_training(bundle: Pat
 
 @every_bundle
 @pytest.mark.parametrize(("name", "kind"), [("train.json", "train"), ("inference.json", "infer")])
-def test_workflow_has_every_property_that_monai_asks_for(bundle: Path, name: str, kind: str) -> None:
-    option = {"load_pretrain": False} if kind == "infer" else {}
+def test_workflow_has_every_property_that_monai_asks_for(bundle: Path, name: str, kind: str, tmp_path: Path) -> None:
+    option: dict[str, Any] = {"load_pretrain": False} if kind == "infer" else {}
+    option["output_dir"] = str(tmp_path)
     assert read_bundle(name, kind, bundle=bundle, **option).check_properties() == []
 
 
