@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Sequence
 from math import pi
 
 from monai.config import KeysCollection
@@ -22,10 +22,13 @@ from ahm_transforms.intensity import WindowToUnitd
 _ROTATION = pi / 12  # 15 degrees
 
 
-def flips(keys: KeysCollection, spatial_dims: int, prob: float, *, allow_missing_keys: bool = False) -> list[Transform]:
-    """Return flips along each axis, each with chance ``prob``; 0 leaves them out."""
-    axes = range(spatial_dims if prob else 0)
-    return [RandFlipd(keys, prob=prob, spatial_axis=axis, allow_missing_keys=allow_missing_keys) for axis in axes]
+def flips(
+    keys: KeysCollection, axes: Iterable[int], prob: float, *, allow_missing_keys: bool = False
+) -> list[Transform]:
+    """Return flips along ``axes``, each with chance ``prob``; 0 leaves them out."""
+    return [
+        RandFlipd(keys, prob=prob, spatial_axis=axis, allow_missing_keys=allow_missing_keys) for axis in axes if prob
+    ]
 
 
 def augmentation(
@@ -34,6 +37,7 @@ def augmentation(
     *,
     spatial_dims: int,
     flip_prob: float,
+    flip_axes: Sequence[int] | None = None,
     augment: bool = True,
 ) -> list[Transform]:
     """Return random steps for an image in [0, 1] and the label map or mask that may lie on its grid.
@@ -47,10 +51,11 @@ def augmentation(
         mask_key: entry with classes, of shape [1, *S]; may be absent.
         spatial_dims: 2 or 3.
         flip_prob: chance of a flip along each axis.
+        flip_axes: the axes to flip; None takes all.
         augment: whether there is more than flips.
     """
     keys = (image_key, mask_key)
-    steps = flips(keys, spatial_dims, flip_prob, allow_missing_keys=True)
+    steps = flips(keys, range(spatial_dims) if flip_axes is None else flip_axes, flip_prob, allow_missing_keys=True)
     if not augment:
         return steps
     affine = RandAffined(

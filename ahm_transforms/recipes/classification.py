@@ -82,6 +82,7 @@ def classification_random(
     spatial_dims: int,
     augment: bool = True,
     flip_prob: float = 0.5,
+    flip_axes: Sequence[int] | None = None,
     image_channels: int | None = None,
 ) -> Compose:
     """Return the random part of training: flips, mild affine maps and intensity changes of plain tensors [C, *S].
@@ -90,6 +91,8 @@ def classification_random(
         spatial_dims: 2 or 3.
         augment: whether there are affine maps and intensity changes besides flips.
         flip_prob: chance of a flip along each axis; 0 leaves flips out.
+        flip_axes: the axes to flip, where a mirrored image is of the same class still: 0 is left and right in volumes
+            (which are RAS) and pictures; None takes all.
         image_channels: how many channels are intensities; a mask in the channels behind them moves along but keeps
             its values. None takes all for intensities.
     """
@@ -98,7 +101,9 @@ def classification_random(
         [
             plain,  # MONAI's random steps note what they did in a MetaTensor that they leave as it is: the cached one
             SplitChannelsd("image", _MASK, image_channels),
-            *augmentation("image", _MASK, spatial_dims=spatial_dims, flip_prob=flip_prob, augment=augment),
+            *augmentation(
+                "image", _MASK, spatial_dims=spatial_dims, flip_prob=flip_prob, flip_axes=flip_axes, augment=augment
+            ),
             plain,
             ConcatItemsd(("image", _MASK), "image", allow_missing_keys=True),
             DeleteItemsd(_MASK),

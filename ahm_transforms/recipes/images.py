@@ -126,7 +126,7 @@ def random_crops(
     """
     crop = RandCropSamplesd(keys, ensure_tuple_rep(crop_size, spatial_dims), samples_per_case)
     plain = EnsureTyped(keys, dtype=torch.float32, track_meta=False)
-    return Compose([crop, *flips(keys, spatial_dims, flip_prob), plain])
+    return Compose([crop, *flips(keys, range(spatial_dims), flip_prob), plain])
 
 
 def fixed_crops(

@@ -68,8 +68,9 @@ def segmentation_crops(
     foreground_share: float = 0.5,
     augment: bool = True,
     flip_prob: float = 0.5,
+    flip_axes: Sequence[int] | None = None,
 ) -> Compose:
-    """Return the random part of training: crops of image and label, rather where a class is, and their augmentation.
+    """Return the random part of training: crops of image and label, part of them where a class is, and augmentation.
 
     The result is a list of dictionaries with plain tensors: ``image`` float32 [C, *crop_size] in [0, 1], ``label``
     uint8 [1, *crop_size]. What is smaller than the crop is padded with zeros; in 2D, volumes give slices. Nothing in
@@ -79,9 +80,11 @@ def segmentation_crops(
         spatial_dims: 2 or 3.
         crop_size: voxels along each axis.
         samples_per_case: how many crops come from one case.
-        foreground_share: chance of a crop to lie around a voxel of a class, all classes equally often.
+        foreground_share: chance of a crop to lie around a voxel of a class, all classes equally often; the others lie
+            anywhere.
         augment: whether there are affine maps and intensity changes besides flips.
         flip_prob: chance of a flip along each axis; 0 leaves flips out.
+        flip_axes: the axes to flip; None takes all. Leave out 0, left and right in RAS, if sides are classes.
     """
     crop = RandCropSamplesd(
         _KEYS,
@@ -89,8 +92,9 @@ def segmentation_crops(
         samples_per_case,
         label_key="label",
         foreground_share=foreground_share,
+        tries=1,  # empty windows too: inference meets them, and a network that never saw air finds classes in it
     )
-    steps = augmentation(*_KEYS, spatial_dims=spatial_dims, flip_prob=flip_prob, augment=augment)
+    steps = augmentation(*_KEYS, spatial_dims=spatial_dims, flip_prob=flip_prob, flip_axes=flip_axes, augment=augment)
     return Compose([crop, *steps, EnsureTyped(_KEYS, dtype=(torch.float32, torch.uint8), track_meta=False)])
 
 

@@ -253,3 +253,24 @@ def test_a_real_hippocampus() -> None:
     steps = recipes.segmentation_crops(spatial_dims=3, crop_size=48, samples_per_case=4, foreground_share=1.0)
     for item in steps(trained):
         assert item["image"].shape == (1, 48, 48, 48) and set(item["label"].unique().tolist()) == {0, 1, 2}
+
+
+def test_crops_around_nothing_lie_anywhere() -> None:
+    """A network that never saw air finds classes in it."""
+    image, label = torch.zeros(1, 64, 64), torch.zeros(1, 64, 64, dtype=torch.uint8)
+    image[:, :8, :8] = 1
+    chain = recipes.segmentation_crops(
+        spatial_dims=2, crop_size=8, samples_per_case=50, foreground_share=0, augment=False, flip_prob=0
+    )
+    crops: Any = chain({"image": image, "label": label})
+    assert sum(not crop["image"].any() for crop in crops) > 35
+
+
+@pytest.mark.parametrize("axes", [None, [0], []])
+def test_only_the_wanted_axes_are_flipped(axes: Sequence[int] | None) -> None:
+    image = torch.arange(16.0).view(1, 4, 4) / 16
+    chain = recipes.segmentation_crops(spatial_dims=2, crop_size=4, flip_axes=axes, augment=False)
+    data = {"image": image, "label": torch.ones(1, 4, 4, dtype=torch.uint8)}
+    found = {tuple(chain(data)[0]["image"].flatten().tolist()) for _ in range(60)}
+    flipped = {None: [[], [1], [2], [1, 2]], (0,): [[], [1]], (): [[]]}[None if axes is None else tuple(axes)]
+    assert found == {tuple(image.flip(dims).flatten().tolist()) for dims in flipped}
