@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from monai.handlers import TensorBoardHandler
@@ -115,4 +116,8 @@ class TensorBoardScalars(TensorBoardHandler):
 def _losses(output: Any) -> dict[str, float]:
     """The losses that the iteration had, as numbers."""
     losses = {str(key): output.get(key) for key in (MaskedKeys.LOSS, MaskedKeys.MASKER_LOSS)}
-    return {name: float(loss.detach()) for name, loss in losses.items() if loss is not None}
+    return {
+        name: float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
+        for name, loss in losses.items()
+        if loss is not None
+    }
