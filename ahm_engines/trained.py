@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ahm_engines.handlers.checkpoint import load_checkpoint
+from ahm_engines.handlers.checkpoint import load_checkpoint, restore_objects
 
 __all__ = ["load_trained", "trained_settings"]
 
@@ -50,7 +50,8 @@ def load_trained(path: str | Path, network: nn.Module, *, task: str, classes: Se
         ValueError: when it belongs to pretraining, to another task, to other classes, or to another architecture;
             nothing is loaded then.
     """
-    provenance: dict[str, Any] = load_checkpoint(path).get("provenance", {})
+    content = load_checkpoint(path)
+    provenance: dict[str, Any] = content.get("provenance", {})
     settings = provenance.get("settings", {})
     if settings.get("task", task) != task:
         raise ValueError(
@@ -59,6 +60,6 @@ def load_trained(path: str | Path, network: nn.Module, *, task: str, classes: Se
         )
     if list(settings.get("classes", classes)) != list(classes):
         raise ValueError(f"{path}: trained for the classes {settings['classes']}, got classes {list(classes)}.")
-    load_checkpoint(path, {"model": network})
+    restore_objects(path, content, {"model": network})
     logger.info("Loaded %s, made %s with versions %s.", path, provenance.get("created"), provenance.get("versions"))
     return provenance

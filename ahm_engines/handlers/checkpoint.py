@@ -17,7 +17,7 @@ from torch import nn
 
 from ahm_engines.files import writable_folder, write_atomically
 
-__all__ = ["Checkpoints", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoints", "load_checkpoint", "restore_objects", "save_checkpoint"]
 
 BEST, LAST = "model.pt", "last.pt"
 logger = logging.getLogger(__name__)
@@ -48,17 +48,27 @@ def load_checkpoint(path: str | Path, objects: Mapping[str, Any] | None = None) 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: not a readable checkpoint of weights: {_first_line(error)}") from error
-    missing = [name for name in objects or {} if name not in content]
+    restore_objects(path, content, objects or {})
+    return content
+
+
+def restore_objects(path: str | Path, content: Mapping[str, Any], objects: Mapping[str, Any]) -> None:
+    """Hand every object its state out of what :func:`load_checkpoint` read from ``path``.
+
+    Raises:
+        ValueError: as :func:`load_checkpoint`.
+    """
+    path = Path(path)
+    missing = [name for name in objects if name not in content]
     if missing:
         raise ValueError(f"{path}: expected entries {missing}, the checkpoint has {sorted(content)}.")
-    for name, item in (objects or {}).items():
+    for name, item in objects.items():
         _check_fit(path, name, _plain(item), content[name])
-    for name, item in (objects or {}).items():
+    for name, item in objects.items():
         _restore(path, name, _plain(item), content[name])
-    return content
 
 
 class Checkpoints:

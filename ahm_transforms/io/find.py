@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from ahm_transforms.io._types import Case, Found, LeftOut
+from ahm_transforms.io._types import Case, Found, LeftOut, lines_by_reason
 from ahm_transforms.io.check import case_name
 from ahm_transforms.io.dicom import dicom_case, find_series
 from ahm_transforms.io.reader import IMAGE_SUFFIXES, NIFTI_SUFFIXES, has_suffix
@@ -39,10 +39,9 @@ def find_cases(folder: str | Path, *, patient_pattern: str | None = None) -> Fou
     found.cases += [case_of_file(path, root=root, patient_pattern=patient_pattern) for path in images]
     found.left_out += left_out
     if not found.cases and not found.bad:
-        reasons = "".join(f"\n  {name}: {reason}" for name, reason in found.left_out)
         raise FileNotFoundError(
             f"dataset_dir {folder} holds no image: expected NIfTI (.nii, .nii.gz), PNG, TIFF, JPEG or DICOM series, "
-            f"in it or in its sub-folders.{reasons}"
+            f"in it or in its sub-folders.{lines_by_reason(found.left_out)}"
         )
     return found
 

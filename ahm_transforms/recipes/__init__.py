@@ -17,7 +17,6 @@ from ahm_transforms.recipes.segmentation import (
     segmentation_crops,
     segmentation_deterministic,
     segmentation_evaluation,
-    segmentation_validation,
 )
 
 __all__ = [
@@ -35,6 +34,5 @@ __all__ = [
     "segmentation_crops",
     "segmentation_deterministic",
     "segmentation_evaluation",
-    "segmentation_validation",
     "validation_preprocessing",
 ]

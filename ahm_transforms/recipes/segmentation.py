@@ -98,16 +98,6 @@ def segmentation_crops(
     return Compose([crop, *steps, EnsureTyped(_KEYS, dtype=(torch.float32, torch.uint8), track_meta=False)])
 
 
-def segmentation_validation(modality: str, **options: Any) -> Compose:
-    """Return the chain for validation while training: whole scans, image and label on the grid of the network.
-
-    Args:
-        modality: ``mr``, ``ct`` or ``image2d``.
-        options: of `segmentation_deterministic`.
-    """
-    return segmentation_deterministic(modality, **options)
-
-
 def segmentation_evaluation(
     modality: str,
     *,

@@ -96,7 +96,7 @@ def test_a_prediction_returns_to_the_grid_of_the_scan_and_its_label(tmp_path: Pa
     np.testing.assert_allclose(back.affine, SAGITTAL, atol=1e-6)
 
 
-@pytest.mark.parametrize("recipe", ["deterministic", "evaluation", "validation"])
+@pytest.mark.parametrize("recipe", ["deterministic", "evaluation"])
 def test_a_resampled_prediction_returns_to_about_the_label(tmp_path: Path, recipe: str) -> None:
     case = write_case(tmp_path, affine=OBLIQUE)
     steps = getattr(recipes, f"segmentation_{recipe}")("mr", num_classes=1, spatial_dims=3, spacing_mm=0.8)
