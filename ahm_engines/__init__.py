@@ -6,7 +6,7 @@ from ahm_engines.evaluator import MaskedEvaluator
 from ahm_engines.events import MaskedEvents, MaskedKeys
 from ahm_engines.inference import MaskingInference, MaskingPredictor, load_pretrained, scan_inferer, window_inferer
 from ahm_engines.losses import DeepSupervision, MaskedLoss
-from ahm_engines.rewards import ErrorReward
+from ahm_engines.rewards import ErrorReward, ProgressReward
 from ahm_engines.trained import load_trained, trained_settings
 from ahm_engines.trainer import MaskedTrainer
 
@@ -22,6 +22,7 @@ __all__ = [
     "MaskedTrainer",
     "MaskingInference",
     "MaskingPredictor",
+    "ProgressReward",
     "TolerantDataset",
     "load_pretrained",
     "load_trained",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ahm_engines.events import MaskedEvents, MaskedKeys
 from ahm_engines.losses import MaskedLoss
 from ahm_engines.metrics import hidden_psnr, hidden_ssim, rank_correlation
-from ahm_engines.step import Precision, prepare_image
+from ahm_engines.step import Precision, check_fit, prepare_image
 from ahm_networks.maskers import Decision, Masker, UniformMasker
 from ahm_networks.rl.functional import masked_mean
 from ahm_transforms.masking.functional import hidden_fraction, image_to_cells
@@ -52,7 +52,8 @@ class MaskedEvaluator(Evaluator):
             amp_kwargs: as in MONAI's ``SupervisedEvaluator``.
 
     Raises:
-        ValueError: on running, when images do not fit network or masker, or are smaller than the window of SSIM.
+        ValueError: when the masker's cells do not consist of whole tokens of the network; on running, when images do
+            not fit network or masker, or are smaller than the window of SSIM.
 
     Example:
         >>> from ahm_networks import ReconstructionUNet
@@ -98,6 +99,7 @@ class MaskedEvaluator(Evaluator):
             amp=amp,
             decollate=False,
         )
+        check_fit(network, masker)
         self.state.key_metric_name = "random_psnr"
         self.precision = Precision(device, amp, amp_kwargs)
         self.network = network

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-__all__ = ["ErrorReward"]
+__all__ = ["ErrorReward", "ProgressReward"]
+
+Again = Callable[[], Tensor]
 
 
 class ErrorReward:
@@ -31,13 +35,14 @@ class ErrorReward:
         self.energy = energy
 
     @torch.no_grad()
-    def __call__(self, error: Tensor, pred: Tensor, mask: Tensor) -> Tensor:
+    def __call__(self, error: Tensor, pred: Tensor, mask: Tensor, again: Again | None = None) -> Tensor:
         """Reward of each voxel.
 
         Args:
             error: ``[B, 1, *S]``.
             pred: ``[B, C, *S]``.
             mask: ``[B, 1, *S]`` bool.
+            again: not used.
 
         Returns:
             ``[B, 1, *S]`` without gradient; only hidden voxels mean anything.
@@ -50,3 +55,41 @@ class ErrorReward:
         if self.energy:
             reward = reward + self.energy * pred.detach().float().square().mean(1, keepdim=True)
         return reward
+
+
+class ProgressReward:
+    """How much the error fell by the network's own step: masks from which it learns, rather than hard ones.
+
+    Noise that nothing can rebuild stays as hard as it was, and earns nothing (methods: learning progress). The price is
+    one more forward pass without gradient, and a noisier reward, often negative.
+
+    Raises:
+        ValueError: on calling, for a mask that the network has not just learned from: a masker with ``num_samples``
+            above 1 has such.
+
+    Example:
+        >>> before, after = torch.tensor([[[[1.0, 9.0]]]]), torch.tensor([[[[0.5, 9.0]]]])
+        >>> mask = torch.ones(1, 1, 1, 2, dtype=torch.bool)
+        >>> ProgressReward()(before, before, mask, lambda: after).flatten().tolist()
+        [0.5, 0.0]
+    """
+
+    @torch.no_grad()
+    def __call__(self, error: Tensor, pred: Tensor, mask: Tensor, again: Again | None = None) -> Tensor:
+        """Reward of each voxel.
+
+        Args:
+            error: ``[B, 1, *S]``, of before the step.
+            pred: not used.
+            mask: not used.
+            again: gives the error of the same image under the same mask after the step.
+
+        Returns:
+            ``[B, 1, *S]`` without gradient; only hidden voxels mean anything.
+        """
+        if again is None:
+            raise ValueError(
+                "reward: learning progress needs a mask that the network has just learned from; take num_samples=1, "
+                "and train network and masker at the same time."
+            )
+        return error.detach() - again().detach()

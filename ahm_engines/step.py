@@ -11,7 +11,9 @@ import torch.distributed as dist
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
-__all__ = ["Precision", "average_gradients", "broadcast_weights", "prepare_image"]
+from ahm_networks.maskers import Masker
+
+__all__ = ["Precision", "average_gradients", "broadcast_weights", "check_fit", "prepare_image"]
 
 
 def prepare_image(batch: Any, device: torch.device, non_blocking: bool) -> Tensor:
@@ -60,6 +62,21 @@ class Precision:
             torch.nn.utils.clip_grad_norm_(weights, max_norm)
         self.scaler.step(optimizer)
         self.scaler.update()
+
+
+def check_fit(network: nn.Module, masker: Masker) -> None:
+    """See that a cell of the masker consists of whole tokens of the network, where that has tokens.
+
+    Raises:
+        ValueError: when it does not: tokens hidden in part are hidden altogether, and hardly anything would be left.
+    """
+    inner = getattr(network, "module", network)
+    token = getattr(inner, "token_size", (1,) * masker.spatial_dims)
+    if any(cell % side for cell, side in zip(masker.patch_size, token, strict=True)):
+        raise ValueError(
+            f"patch_size: expected multiples of the network's tokens of {tuple(token)} voxels, got "
+            f"{masker.patch_size} for the masker; set the patch_size of one to fit the other."
+        )
 
 
 def broadcast_weights(module: nn.Module) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,14 +17,16 @@ from torch import Tensor, nn
 from ahm_engines.events import MaskedEvents, MaskedKeys
 from ahm_engines.losses import MaskedLoss, hidden_mean
 from ahm_engines.rewards import ErrorReward
-from ahm_engines.step import Precision, average_gradients, broadcast_weights, prepare_image
+from ahm_engines.step import Precision, average_gradients, broadcast_weights, check_fit, prepare_image
 from ahm_networks.maskers import Decision, Masker
 
 __all__ = ["MaskedTrainer"]
 
 Stages = Sequence[tuple[float, float]]
+Reward = Callable[[Tensor, Tensor, Tensor, Callable[[], Tensor] | None], Tensor]
 ALWAYS: Stages = ((0.0, 1.0),)
 LOSS_KEYS = (MaskedKeys.LOSS, MaskedKeys.MASKER_LOSS)
+REWARD_KEYS = (MaskedKeys.IMAGE, MaskedKeys.ERROR, MaskedKeys.PRED, MaskedKeys.MASK)
 
 
 class MaskedTrainer(Trainer):
@@ -36,7 +39,7 @@ class MaskedTrainer(Trainer):
     3. ``pred = inferer(image, network, decision.mask)`` - ``FORWARD_COMPLETED``
     4. ``loss`` = error over hidden voxels, backward, step - ``LOSS_COMPLETED``, ``BACKWARD_COMPLETED``
     5. ``reward`` from the detached error - ``REWARDED``
-    6. ``masker.loss([(decision, reward)])``, backward, step - ``MASKER_UPDATED``
+    6. ``masker.loss([(decision, reward)])``, backward, step - ``MASKER_UPDATED``; 5 and 6 only while the masker learns
     7. output: ``MaskedKeys`` - ``MODEL_COMPLETED``
 
     Args:
@@ -48,7 +51,8 @@ class MaskedTrainer(Trainer):
         masker: decides what to hide; the trainer never asks which one it holds.
         masker_optimizer: of the masker; ``None`` leaves its weights alone.
         loss_function: error and loss of the network.
-        reward: ``reward(error, pred, mask)``, a voxel map.
+        reward: ``reward(error, pred, mask, again)``, a voxel map; ``again()`` rebuilds the same image under the same
+            mask after the network's step and gives the new error, ``again`` is ``None`` where there was no step.
         network_stages: intervals of the training, in [0, 1], in which the network learns.
         masker_stages: the same for the masker. Both together make up AHM's staged training.
         gradient_clip: largest gradient norm of the network, ``None`` for no limit.
@@ -62,6 +66,7 @@ class MaskedTrainer(Trainer):
             train_handlers, event_names, event_to_attr, decollate: as in MONAI's ``SupervisedTrainer``.
 
     Raises:
+        ValueError: when the masker's cells do not consist of whole tokens of the network.
         FloatingPointError: when a loss was not finite, one iteration later or at the end of the epoch, before any
             handler saves what came of it.
 
@@ -93,7 +98,7 @@ class MaskedTrainer(Trainer):
         *,
         masker_optimizer: torch.optim.Optimizer | None = None,
         loss_function: MaskedLoss | None = None,
-        reward: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+        reward: Reward | None = None,
         network_stages: Stages = ALWAYS,
         masker_stages: Stages = ALWAYS,
         gradient_clip: float | None = None,
@@ -147,6 +152,7 @@ class MaskedTrainer(Trainer):
         self.masker_gradient_clip = masker_gradient_clip
         self.inferer = inferer or SimpleInferer()
         self._losses: list[Tensor] = []
+        check_fit(network, masker)
         broadcast_weights(masker)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._raise_if_not_finite)  # ahead of whatever saves
         self._register_handlers(train_handlers or [])
@@ -175,7 +181,7 @@ class MaskedTrainer(Trainer):
             self.precision.update(output[MaskedKeys.LOSS], self.optimizer, self.gradient_clip)
             output |= {key: output[key].detach() for key in (MaskedKeys.PRED, MaskedKeys.ERROR, MaskedKeys.LOSS)}
             self.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        output[MaskedKeys.MASKER_LOSS] = self._update_masker(output, progress)
+        output[MaskedKeys.MASKER_LOSS] = self._update_masker(output, progress, learns)
         self._raise_if_not_finite()
         self._losses = [output[key] for key in LOSS_KEYS if output[key] is not None]
         self.fire_event(IterationEvents.MODEL_COMPLETED)
@@ -195,14 +201,15 @@ class MaskedTrainer(Trainer):
         self.fire_event(IterationEvents.LOSS_COMPLETED)
         return output
 
-    def _update_masker(self, output: dict[str, Any], progress: float) -> Tensor | None:
+    def _update_masker(self, output: dict[str, Any], progress: float, learned: bool) -> Tensor | None:
         """Steps 5 and 6."""
-        error, pred, mask = (output[key] for key in (MaskedKeys.ERROR, MaskedKeys.PRED, MaskedKeys.MASK))
-        steps = [(output[MaskedKeys.DECISION], self._rewarded(error, pred, mask))]
-        self.fire_event(MaskedEvents.REWARDED)
         if self.masker_optimizer is None or not _within(progress, self.masker_stages):
             return None
-        steps += [self._further_sample(output[MaskedKeys.IMAGE]) for _ in range(self.masker.num_samples - 1)]
+        image, error, pred, mask = (output[key] for key in REWARD_KEYS)
+        again = partial(self._error_again, image, mask) if learned else None
+        steps = [(output[MaskedKeys.DECISION], self._rewarded(error, pred, mask, again))]
+        self.fire_event(MaskedEvents.REWARDED)
+        steps += [self._further_sample(image) for _ in range(self.masker.num_samples - 1)]
         loss = self.masker.loss(steps)
         if loss is None:
             return None
@@ -219,9 +226,13 @@ class MaskedTrainer(Trainer):
         with self.precision.autocast():
             return self.inferer(image, self.forward_network, mask)
 
-    def _rewarded(self, error: Tensor, pred: Tensor, mask: Tensor) -> Tensor:
+    @torch.no_grad()
+    def _error_again(self, image: Tensor, mask: Tensor) -> Tensor:
+        return self.loss_function.error(self._rebuild(image, mask), image)
+
+    def _rewarded(self, error: Tensor, pred: Tensor, mask: Tensor, again: Callable[[], Tensor] | None = None) -> Tensor:
         """The one detach between the two learners."""
-        return self.reward(error.detach(), pred.detach(), mask)
+        return self.reward(error.detach(), pred.detach(), mask, again)
 
     def _raise_if_not_finite(self) -> None:
         """Look at the last iteration's losses: by now they are there, so that nothing has to wait for them."""

@@ -19,7 +19,8 @@ class CurriculumMasker(Masker):
     """Let a masker choose a growing share of each mask and draw the rest uniformly.
 
     Every hard-masking method that works keeps a large random share and ramps it (HPM, CVPR 2023; AnatoMask, 2024). In
-    ``eval()`` mode the inner masker chooses everything.
+    ``eval()`` mode the inner masker chooses everything; what it leaves of the ratio, as boxes do, goes to the cells
+    that come next on its policy map.
 
     Args:
         masker: the masker that learns.
@@ -78,10 +79,13 @@ class CurriculumMasker(Masker):
     def forward(self, image: Tensor, *, mask_ratio: float | None = None, foreground: Tensor | None = None) -> Decision:
         """See :meth:`Masker.forward`."""
         ratio = self.mask_ratio if mask_ratio is None else mask_ratio
-        if not self.training:
-            return self.masker(image, mask_ratio=ratio, foreground=foreground)
-        decision = self.masker(image, mask_ratio=ratio * self.share, foreground=foreground)
-        cells = self._fill_up(decision, ratio, image.device)
+        share = self.share if self.training else 1.0
+        decision = self.masker(image, mask_ratio=ratio * share, foreground=foreground)
+        if self.training or decision.policy_map is None:
+            wanted = self.uniform(*decision.cells.shape, device=image.device)
+        else:
+            wanted = decision.policy_map
+        cells = self._fill_up(decision, wanted, ratio)
         return dataclasses.replace(decision, cells=cells, mask=self.expand(cells, image))
 
     def loss(self, steps: Sequence[Step]) -> Tensor | None:
@@ -93,9 +97,8 @@ class CurriculumMasker(Masker):
         share = {"policy_share": torch.tensor(self.share)} if self.training else {}
         return self.masker.diagnostics(decision) | share
 
-    def _fill_up(self, decision: Decision, ratio: float, device: torch.device) -> Tensor:
-        """Add uniformly drawn cells to the chosen ones until the ratio is met; chosen cells always stay hidden."""
+    def _fill_up(self, decision: Decision, wanted: Tensor, ratio: float) -> Tensor:
+        """Add the most ``wanted`` cells, on [0, 1], until the ratio is met; chosen cells always stay hidden."""
         cells = decision.cells
-        scores = self.uniform(*cells.shape, device=device) + cells
         count = self.count(ratio, cells.shape[2:], decision.allowed)
-        return choose_cells(scores, count, allowed=decision.allowed) | cells
+        return choose_cells(wanted + 2.0 * cells, count, allowed=decision.allowed) | cells

@@ -6,7 +6,7 @@ import torch
 from ignite.engine import Events
 from monai.engines import IterationEvents
 
-from ahm_engines import ErrorReward, MaskedEvents, MaskedKeys, MaskedTrainer
+from ahm_engines import ErrorReward, MaskedEvaluator, MaskedEvents, MaskedKeys, MaskedTrainer, ProgressReward
 from ahm_networks import ActorCriticMasker, CurriculumMasker, LossPredictionMasker, ReconstructionUNet, UniformMasker
 
 SMALL = {"channels": (4, 8), "strides": (2,), "num_res_units": 0}
@@ -185,7 +185,7 @@ def test_the_reward_is_what_the_masker_learns_from():
     """A reward that is zero everywhere gives the policy no direction."""
 
     class Nothing(ErrorReward):
-        def __call__(self, error, pred, mask):
+        def __call__(self, error, pred, mask, again=None):
             return torch.zeros_like(error)
 
     options = {"entropy_weight": (0.0, 0.0), "entropy_floor": 0.0, "value_weight": 0.0, "baseline": "running_mean"}
@@ -194,6 +194,67 @@ def test_the_reward_is_what_the_masker_learns_from():
     before = weights_of(masker)
     trainer.run()
     assert moved(masker, before) == []
+
+
+def test_learning_progress_is_the_error_before_the_step_minus_the_error_after_it():
+    rewards = []
+
+    class Seen(ProgressReward):
+        def __call__(self, error, pred, mask, again=None):
+            rewards.append((error, super().__call__(error, pred, mask, again)))
+            return rewards[-1][1]
+
+    image = batches(count=1)[0]["image"]
+    trainer = build(ActorCriticMasker(2, 8, 0.5), data=[{"image": image}], reward=Seen())
+    trainer.run()
+    mask = trainer.state.output[MaskedKeys.MASK]
+    with torch.no_grad():
+        after = (trainer.network(image, mask) - image).abs()
+    error, reward = rewards[0]
+    torch.testing.assert_close(reward, error - after)
+    assert reward[mask].mean() > 0  # the network did learn from that very mask
+    assert not reward.requires_grad
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"network_stages": [(0.5, 1.0)]}, {"masker": ActorCriticMasker(2, 8, 0.5, num_samples=2)}],
+    ids=["network waits", "second mask"],
+)
+def test_learning_progress_without_a_step_is_refused(options):
+    masker = options.pop("masker", ActorCriticMasker(2, 8, 0.5))
+    with pytest.raises(ValueError, match="reward: learning progress needs a mask that the network has just learned"):
+        build(masker, reward=ProgressReward(), **options).run()
+
+
+def test_no_reward_is_worked_out_for_a_masker_that_does_not_learn():
+    def reward(*_):
+        raise AssertionError("asked for a reward")
+
+    build(UniformMasker(2, 8, 0.5), reward=reward).run()
+    build(ActorCriticMasker(2, 8, 0.5), reward=reward, masker_stages=[(1.0, 1.0)]).run()
+
+
+class Tokens(torch.nn.Module):
+    token_size = (8, 4)
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, image, mask):
+        return image * self.scale
+
+
+@pytest.mark.parametrize("wrap", [lambda network: network, torch.nn.DataParallel], ids=["plain", "wrapped"])
+def test_cells_that_cut_tokens_are_refused(wrap):
+    network = wrap(Tokens())
+    optimizer = torch.optim.Adam(network.parameters())
+    MaskedTrainer("cpu", 1, batches(), network, optimizer, UniformMasker(2, (16, 4), 0.5))
+    with pytest.raises(ValueError, match=r"patch_size: expected multiples of .* \(8, 4\) voxels, got \(12, 4\)"):
+        MaskedTrainer("cpu", 1, batches(), network, optimizer, UniformMasker(2, (12, 4), 0.5))
+    with pytest.raises(ValueError, match="patch_size: expected multiples"):
+        MaskedEvaluator("cpu", batches(), network, UniformMasker(2, (8, 6), 0.5))
 
 
 @pytest.mark.gpu

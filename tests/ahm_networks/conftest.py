@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ahm_transforms.masking.functional import cell_count, cells_to_image, choose_cells
+from tests.fixtures_planted import Planted, train_on_planted
 
 Plant = Callable[..., tuple[Tensor, Tensor]]
 
@@ -34,3 +36,9 @@ def plant() -> Plant:
         return torch.where(cells_to_image(hard, patch, size), noise, smooth), hard
 
     return make
+
+
+@pytest.fixture(scope="session")
+def train_planted(plant: Plant) -> Callable[..., Planted]:
+    """``train_planted(build, dims, epochs=..., learning_rate=...)``: see `tests.fixtures_planted.train_on_planted`."""
+    return partial(train_on_planted, plant)

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
 
 from ahm_networks import ActorCriticMasker, CurriculumMasker, LossPredictionMasker, Masker, UniformMasker
 from ahm_networks.maskers.base import Decision
-from ahm_transforms.masking.functional import cell_count
+from ahm_transforms.masking.functional import cell_count, cells_to_image
 
 CELLS = 64
 IMAGE = torch.rand(5, 1, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -75,6 +77,22 @@ def test_what_bernoulli_agents_choose_beyond_the_count_stays_hidden() -> None:
     decision = masker(IMAGE.repeat(10, 1, 1, 1))
     assert decision.draw.cells.sum(1).max() > CELLS // 2
     assert (decision.cells.flatten(1) | ~decision.draw.cells).all()
+
+
+class Row(Corner):
+    """Hides the first row whatever the ratio, and wants cells the more the later they come."""
+
+    def forward(self, image: Tensor, *, mask_ratio: float | None = None, foreground: Tensor | None = None) -> Decision:
+        decision = super().forward(image, mask_ratio=8 / CELLS)
+        wanted = torch.linspace(0, 1, CELLS).view(1, 1, 8, 8).expand(len(image), -1, -1, -1)
+        return dataclasses.replace(decision, policy_map=wanted)
+
+
+def test_in_eval_mode_the_most_wanted_cells_fill_the_ratio() -> None:
+    decision = CurriculumMasker(Row(2, 8, 0.5), policy_share=(0.0, 0.0)).eval()(IMAGE)
+    expected = chosen(8) | ~chosen(CELLS - 24)
+    assert torch.equal(decision.cells, expected.expand_as(decision.cells))
+    assert torch.equal(decision.mask, cells_to_image(decision.cells, 8, IMAGE.shape[2:]))
 
 
 def test_count_is_exact_within_the_foreground() -> None:

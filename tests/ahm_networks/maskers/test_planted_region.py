@@ -10,19 +10,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
+from torch import nn
 
-from ahm_engines.trainer import MaskedTrainer
-from ahm_networks import ActorCriticMasker, LossPredictionMasker, Masker, ReconstructionUNet
+from ahm_networks import ActorCriticMasker, LossPredictionMasker, Masker
+from tests.fixtures_planted import Planted
 
-RATIO = 0.25  # and the chance of each hard cell to be hidden
-PATCH = 4
-GRID_SIDE = {2: 8, 3: 4}  # 64 cells in both
 MASKERS: dict[str, Callable[..., Masker]] = {"actor_critic": ActorCriticMasker, "loss_prediction": LossPredictionMasker}
 NO_GUARD = {"credit": "patch", "entropy_floor": 0.0, "entropy_weight": (0.0, 0.0)}
 
@@ -45,7 +42,7 @@ LEARNING = {
     "sets-2d": SETS_2D,
     "sets-3d": SETS_3D,
     "bernoulli-2d": Setup(2, "actor_critic", 12, 1e-3, (("mode", "bernoulli"),)),
-    "bernoulli-3d": Setup(3, "actor_critic", 10, 5e-4, (("mode", "bernoulli"),)),
+    "bernoulli-3d": Setup(3, "actor_critic", 16, 5e-4, (("mode", "bernoulli"),)),
     "loss_prediction-2d": Setup(2, "loss_prediction", 20, 1e-3),
     "loss_prediction-3d": Setup(3, "loss_prediction", 8, 5e-4),
 }
@@ -56,68 +53,25 @@ FROZEN = {  # its masks do not depend on how long the network trains
 UNGUARDED = Setup(2, "actor_critic", 20, 1e-3, tuple(NO_GUARD.items()))
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A trained masker and what it hides on held-out images."""
-
-    masker: Masker
-    hard: Tensor
-    drawn: Tensor
-    most_probable: Tensor
-    entropy: float
-
-    def times_chance(self, cells: Tensor) -> float:
-        """How often hard cells are hidden, over how often any cell is."""
-        return float(cells[self.hard].float().mean() / cells.float().mean())
-
-    def mean_overlap(self) -> float:
-        """Intersection over union of the most probable masks of neighbouring images."""
-        first, second = self.most_probable.flatten(1), self.most_probable.roll(1, 0).flatten(1)
-        return float(((first & second).sum(1) / (first | second).sum(1)).mean())
-
-
 @pytest.fixture(scope="module")
-def train(plant: Callable[..., tuple[Tensor, Tensor]]) -> Callable[[Setup], Trained]:
+def train(train_planted: Callable[..., Planted]) -> Callable[[Setup], Planted]:
     """Train once for each setup."""
-    done: dict[Setup, Trained] = {}
 
-    def run(setup: Setup) -> Trained:
-        if setup not in done:
-            done[setup] = _train(setup, plant)
-        return done[setup]
+    @cache
+    def run(setup: Setup) -> Planted:
+        def build(dims: int, patch: int, ratio: float, network: nn.Module) -> Masker:
+            return MASKERS[setup.masker](dims, patch, ratio, **dict(setup.options))
+
+        return train_planted(
+            build, setup.dims, epochs=setup.epochs, learning_rate=setup.learning_rate, frozen=setup.frozen
+        )
 
     return run
 
 
-def _train(setup: Setup, plant: Callable[..., tuple[Tensor, Tensor]]) -> Trained:
-    torch.manual_seed(0)
-    sizes = {"grid_side": GRID_SIDE[setup.dims], "patch": PATCH}
-    images, _ = plant(setup.dims, 256, seed=0, **sizes)
-    masker = MASKERS[setup.masker](setup.dims, PATCH, RATIO, **dict(setup.options))
-    small = {"channels": (4, 8), "strides": (2,), "num_res_units": 0}
-    network = ReconstructionUNet(setup.dims, backbone_args=small)
-    MaskedTrainer(
-        "cpu",
-        setup.epochs,
-        DataLoader(images, batch_size=16, shuffle=True),
-        network,
-        torch.optim.Adam(network.parameters(), 3e-3),
-        masker,
-        masker_optimizer=None if setup.frozen else torch.optim.Adam(masker.parameters(), setup.learning_rate),
-    ).run()
-    return _held_out(masker, *plant(setup.dims, 128, seed=1, **sizes))
-
-
-@torch.no_grad()
-def _held_out(masker: Masker, images: Tensor, hard: Tensor) -> Trained:
-    drawn = masker.train()(images)
-    entropy = float(masker.diagnostics(drawn).get("policy_entropy", torch.tensor(1.0)))
-    return Trained(masker, hard, drawn.cells, masker.eval()(images).cells, entropy)
-
-
 @pytest.mark.parametrize("name", LEARNING)
 def test_the_hard_region_is_hidden_at_least_twice_as_often_as_chance(
-    name: str, train: Callable[[Setup], Trained]
+    name: str, train: Callable[[Setup], Planted]
 ) -> None:
     trained = train(LEARNING[name])
     assert trained.times_chance(trained.drawn) >= 2.0
@@ -125,26 +79,26 @@ def test_the_hard_region_is_hidden_at_least_twice_as_often_as_chance(
 
 
 @pytest.mark.parametrize("name", FROZEN)
-def test_the_same_check_fails_with_a_frozen_policy(name: str, train: Callable[[Setup], Trained]) -> None:
+def test_the_same_check_fails_with_a_frozen_policy(name: str, train: Callable[[Setup], Planted]) -> None:
     trained = train(FROZEN[name])
     assert trained.times_chance(trained.drawn) < 1.3
 
 
 @pytest.mark.parametrize("name", LEARNING)
-def test_different_images_get_different_masks(name: str, train: Callable[[Setup], Trained]) -> None:
+def test_different_images_get_different_masks(name: str, train: Callable[[Setup], Planted]) -> None:
     trained = train(LEARNING[name])
     assert trained.mean_overlap() < 0.5
     masks = trained.most_probable.flatten(1)
     assert not any(torch.equal(first, second) for first, second in itertools.pairwise(masks))
 
 
-def test_a_longer_run_does_not_collapse(train: Callable[[Setup], Trained]) -> None:
+def test_a_longer_run_does_not_collapse(train: Callable[[Setup], Planted]) -> None:
     trained = train(SETS_2D)
     assert trained.entropy > 0.6
     assert trained.mean_overlap() < 0.9
     assert trained.drawn.float().mean(0).max() < 0.9  # no place is hidden in every image
 
 
-def test_without_the_guards_the_entropy_falls(train: Callable[[Setup], Trained]) -> None:
+def test_without_the_guards_the_entropy_falls(train: Callable[[Setup], Planted]) -> None:
     """So the entropy floor is what holds it in the run above."""
     assert train(UNGUARDED).entropy < 0.5 < 0.6 < train(SETS_2D).entropy
