@@ -33,12 +33,17 @@ class MaskingPredictor(nn.Module):
     Args:
         network: ``network(image, mask) -> image``.
         masker: its ``policy_map``, or the mask where it has none, is returned.
+        to_intensity: ``to_intensity(pred, image)`` undoes the target normalisation that the network was trained with;
+            ``None`` where there was none.
     """
 
-    def __init__(self, network: nn.Module, masker: Masker) -> None:
+    def __init__(
+        self, network: nn.Module, masker: Masker, to_intensity: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> None:
         super().__init__()
         self.network = network
         self.masker = masker
+        self.to_intensity = to_intensity
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return policy map and mask ``[B, 1, *S]`` and composite ``[B, C, *S]``, all of the image's type."""
@@ -47,8 +52,10 @@ class MaskingPredictor(nn.Module):
         decision = self.masker(image)
         chance = decision.cells if decision.policy_map is None else decision.policy_map
         policy = cells_to_image(chance.to(image.dtype), self.masker.patch_size, image.shape[2:])
-        rebuilt = composite(image, self.network(image, decision.mask), decision.mask)
-        return policy, decision.mask.to(image.dtype), rebuilt
+        pred = self.network(image, decision.mask)
+        if self.to_intensity is not None:
+            pred = self.to_intensity(pred, image)
+        return policy, decision.mask.to(image.dtype), composite(image, pred, decision.mask)
 
 
 class MaskingInference(Evaluator):

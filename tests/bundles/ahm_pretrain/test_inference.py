@@ -158,6 +158,18 @@ def test_channels_are_kept_apart(trained: Trained, tmp_path: Path) -> None:
     assert made["mask"].shape == made["policy"].shape == volume.shape[:3]
 
 
+def test_settings_of_the_training_need_not_be_repeated(tmp_path: Path) -> None:
+    data = write_cases(tmp_path / "data", 2)
+    train(data, tmp_path / "run", masker="uniform", mask_ratio=0.25, spacing_mm=1.5, normalise_targets=True)
+    given = {"dataset_dir": str(data), "checkpoint": str(tmp_path / "run/models/model.pt")}
+    run_bundle("inference.json", "infer", **given, output_dir=str(tmp_path / "out"))
+    mask = results(tmp_path / "out", "scan0")["mask"].get_fdata()
+    assert mask.mean() == pytest.approx(0.25, abs=0.1)  # the default, with another patch size, would hide 0.6
+    # normalised per patch, the reconstruction would not be in the range of the image
+    rebuilt = results(tmp_path / "out", "scan0")["reconstruction"].get_fdata()
+    assert np.abs(rebuilt[mask > 0]).mean() < 1.0
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pictures(tmp_path: Path, channels: int) -> None:
     (tmp_path / "data").mkdir()

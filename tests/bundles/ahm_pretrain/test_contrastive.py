@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contrastive variant of the training config, and what becomes of its encoder."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ahm_networks.nets import encoder_stages
+from tests.bundles.ahm_classification import classifying
+from tests.bundles.ahm_segmentation import segmenting
+from tests.bundles.running import (
+    CONFIGS,
+    TINY,
+    assert_same_state,
+    checkpoint,
+    command,
+    error_chain,
+    finish,
+    run_bundle,
+    start,
+    write_cases,
+)
+from tests.fixtures_data import write_nifti
+
+FILES = ("train.json", "contrastive.json")
+OBJECTS = {"model", "optimizer", "lr_scheduler", "trainer", "best", "provenance"}
+DEEPER = {"backbone_args": {"channels": [4, 8, 12], "strides": [2, 2], "num_res_units": 2}}
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cases(tmp_path_factory.mktemp("volumes"))
+
+
+def pretrain(data: Path, output: Path, *, files: tuple[str, ...] = FILES, **overrides: Any) -> ConfigWorkflow:
+    return run_bundle(files, **{**TINY, "dataset_dir": str(data), "output_dir": str(output), **overrides})
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_run_leaves_checkpoints_record_and_curves(volumes: Path, tmp_path: Path, dims: int) -> None:
+    pretrain(volumes, tmp_path, spatial_dims=dims, min_epoch_length=5)
+    last, best = checkpoint(tmp_path / "models/last.pt"), checkpoint(tmp_path / "models/model.pt")
+    for content in (last, best):
+        assert content.keys() == OBJECTS
+        assert content["provenance"] == json.loads((tmp_path / "run_record.json").read_text())
+    assert last["trainer"] == {"epoch": 2, "iteration": 10, "epoch_length": 5}
+    assert best["best"]["name"] == "contrastive_loss" and math.isfinite(best["best"]["metric"])
+    settings = last["provenance"]["settings"]
+    assert (settings["task"], settings["masker"], settings["spatial_dims"]) == ("pretraining", "contrastive", dims)
+    assert settings["backbone_args"] == TINY["backbone_args"]
+    scalars = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()["scalars"]
+    assert {"train/loss", "val/retrieval", "val/alignment", "val/contrastive_loss"} <= set(scalars)
+
+
+def test_pictures(tmp_path: Path) -> None:
+    data = classifying.write_pictures(tmp_path / "data")
+    pretrain(data, tmp_path / "run", modality="image2d", spatial_dims=2, cases_per_batch=4, samples_per_case=1)
+    best = checkpoint(tmp_path / "run/models/model.pt")
+    assert best["provenance"]["data"]["training_cases"] == 8
+    assert best["model"]["backbone.model.0.conv.weight"].ndim == 4
+
+
+def test_resumed_run_equals_one_never_stopped(volumes: Path, tmp_path: Path) -> None:
+    whole = {"lr_scheduler": "$torch.optim.lr_scheduler.ExponentialLR(@optimizer, 0.9)", "learning_rate": 0.01}
+    pretrain(volumes, tmp_path / "unbroken", max_epochs=4, **whole)
+    pretrain(volumes, tmp_path / "resumed", max_epochs=2, **whole)
+    pretrain(volumes, tmp_path / "resumed", max_epochs=4, resume="true", **whole)
+    ends = [checkpoint(tmp_path / name / "models/last.pt") for name in ("unbroken", "resumed")]
+    assert_same_state(ends[0]["model"], ends[1]["model"])
+    for part in ("optimizer", "lr_scheduler", "trainer", "best"):
+        assert str(ends[0][part]) == str(ends[1][part])
+
+
+def test_best_checkpoint_is_that_of_the_lowest_loss(volumes: Path, tmp_path: Path) -> None:
+    run = pretrain(volumes, tmp_path, learning_rate=0.0, max_epochs=3)  # three equal losses: none is lower
+    assert checkpoint(tmp_path / "models/model.pt")["best"]["epoch"] == 1
+    compare = run.parser.get_parsed_content("validate#evaluator").metric_cmp_fn
+    assert compare(1.0, 2.0) and not compare(2.0, 1.0)
+
+
+def test_validation_is_the_same_in_every_epoch_and_run(volumes: Path, tmp_path: Path) -> None:
+    scores = []
+    for name, seed in (("first", 0), ("second", 7)):
+        weights = {"network": "$torch.manual_seed(0) and @network_def.to(@device)"}
+        run = pretrain(volumes, tmp_path / name, seed=seed, learning_rate=0.0, **weights)
+        events = EventAccumulator(str(tmp_path / name / "tensorboard")).Reload()
+        scores += [event.value for event in events.Scalars("val/contrastive_loss")]
+        assert run.parser.get_parsed_content("network") is not None
+    assert len(scores) == 4
+    assert len(set(scores)) == 1
+
+
+def test_remainder_of_one_crop_is_left_out(tmp_path: Path) -> None:
+    data = write_cases(tmp_path / "data", 6)
+    run = pretrain(data, tmp_path / "run", cases_per_batch=4, samples_per_case=1, max_epochs=1)  # 5 to train
+    loader = run.parser.get_parsed_content("train#dataloader")
+    assert [len(batch["image"]) for batch in loader] == [4]
+
+
+def test_batch_of_one_crop_is_refused(volumes: Path, tmp_path: Path) -> None:
+    with pytest.raises(Exception) as error:  # MONAI wraps each error in its own
+        pretrain(volumes, tmp_path, cases_per_batch=1, samples_per_case=1)
+    assert "expected the views of at least 2 crops, got 1" in error_chain(error.value)
+    assert not list((tmp_path / "models").glob("*.pt"))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"backbone": "resnet"}, ["backbone: expected one of unet", "'resnet'"]),
+        ({"crop_size": 6}, ["crop_size: views need at least 8 voxels", "(6, 6, 6)"]),
+        ({"temperature": 0.0}, ["temperature: expected at least 0.02", "0.0"]),
+        ({"smallest_part": 0.4}, ["smallest_part", "0.4"]),
+    ],
+)
+def test_option_that_does_not_fit(volumes: Path, tmp_path: Path, options: dict[str, Any], told: list[str]) -> None:
+    with pytest.raises(Exception) as error:
+        pretrain(volumes, tmp_path, **options)
+    assert [part for part in told if part not in error_chain(error.value)] == []
+
+
+class TestFinetuning:
+    """Every weight of the encoder arrives: with a learning rate of 0, it is there after training as well."""
+
+    def test_segmentation(self, tmp_path: Path) -> None:
+        data = segmenting.write_labelled(tmp_path / "data")
+        pretrain(data, tmp_path / "pretrained", max_epochs=1, **DEEPER)
+        options = {"pretrained": str(tmp_path / "pretrained/models/model.pt"), "pretrained_part": "encoder", **DEEPER}
+        run = segmenting.train(data, tmp_path / "run", learning_rate=0.0, **options)
+        assert_encoder_arrived(run, tmp_path / "pretrained")
+
+    def test_classification(self, tmp_path: Path) -> None:
+        data = classifying.write_pictures(tmp_path / "data")
+        pretrain(data, tmp_path / "pretrained", max_epochs=1, **classifying.PICTURES, **DEEPER)
+        options = {"pretrained": str(tmp_path / "pretrained/models/model.pt"), "architecture_args": DEEPER}
+        run = classifying.train(data, tmp_path / "run", learning_rate=0.0, **classifying.PICTURES, **options)
+        assert_encoder_arrived(run, tmp_path / "pretrained")
+
+
+def assert_encoder_arrived(run: ConfigWorkflow, pretrained: Path) -> None:
+    source = checkpoint(pretrained / "models/model.pt")["model"]
+    wanted = [value for key, value in source.items() if key.startswith("backbone.")]
+    network = run.parser.get_parsed_content("network")
+    found = [value for stage in encoder_stages(network) for module in stage for value in module.state_dict().values()]
+    assert len(found) == len(wanted)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_it_learns_to_tell_crops_apart(tmp_path: Path) -> None:
+    for number in range(16):
+        write_nifti(tmp_path / "data" / f"scan{number}.nii.gz", (20, 24, 18), seed=number)
+    options = {
+        "val_fraction": 0.5,
+        "samples_per_case": 1,
+        "max_epochs": 2,
+        "min_epoch_length": 40,
+        "learning_rate": 0.01,
+        "lr_scheduler": "$torch.optim.lr_scheduler.ConstantLR(@optimizer, 1.0)",
+    }
+    pretrain(tmp_path / "data", tmp_path / "run", **options)
+    retrieval = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload().Scalars("val/retrieval")
+    assert retrieval[-1].value > 4 / 15  # four times chance among 16 views
+
+
+def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
+    data = write_cases(tmp_path / "data")
+    state = "$torch.save(@network.module.state_dict(), @output_dir + f'/rank{torch.distributed.get_rank()}.pt')"
+    options = {**TINY, "dataset_dir": data, "output_dir": tmp_path / "run", "val_fraction": 0.5}
+    options["finalize"] = str([state, "$torch.distributed.destroy_process_group()"])
+    files = str([str(CONFIGS / name) for name in (*FILES, "multi_gpu_train.json")])
+    words = command(options, files=files)
+    torchrun = [words[0], "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2", *words[1:]]
+    text = finish(start(torchrun))
+    assert_same_state(*(checkpoint(tmp_path / f"run/rank{rank}.pt") for rank in (0, 1)))
+    assert text.count("Key metric: contrastive_loss") == 2
+    assert np.isfinite(checkpoint(tmp_path / "run/models/model.pt")["best"]["metric"])
