@@ -9,12 +9,23 @@ import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from ignite.engine import Events
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.bundles.running import SHELF, TINY, assert_same_state, checkpoint, run_bundle, train, write_cases
+from tests.bundles.running import (
+    SHELF,
+    TINY,
+    assert_same_state,
+    checkpoint,
+    read_bundle,
+    run_bundle,
+    train,
+    write_cases,
+)
 from tests.fixtures_data import OBLIQUE, PATIENT_ID, PATIENT_NAME, real_data, write_series
 
 OBJECTS = {"model", "masker", "optimizer", "lr_scheduler", "trainer", "best", "provenance"}
@@ -39,18 +50,36 @@ def test_every_masker_trains(volumes: Path, tmp_path: Path, masker: str, dims: i
     train(volumes, tmp_path, masker=masker, spatial_dims=dims)
 
     last, best = checkpoint(tmp_path / "models/last.pt"), checkpoint(tmp_path / "models/model.pt")
-    learns = masker != "uniform"
+    learns = masker not in ("uniform", "teacher_error")  # by gradient
     for content in (last, best):
         assert content.keys() == OBJECTS | ({"masker_optimizer"} if learns else set())
         assert weights_are_finite(content["model"])
     assert last["trainer"] == {"epoch": 2, "iteration": 6, "epoch_length": 3}
     assert math.isfinite(best["best"]["metric"])
     assert best["best"]["name"] == "random_psnr"
-    assert any(name.endswith("weight") for name in last["masker"]) == learns
+    assert any(name.endswith("weight") for name in last["masker"]) == (masker != "uniform")
     assert sorted(path.name for path in (tmp_path / "panels").iterdir()) == [
         "panel_epoch0001.png",
         "panel_epoch0002.png",
     ]
+
+
+@pytest.mark.parametrize("masker", SHELF)
+def test_every_masker_resumes_as_if_it_had_never_stopped(volumes: Path, tmp_path: Path, masker: str) -> None:
+    options: dict[str, Any] = {"masker": masker, "spatial_dims": 2, "warm_up": 0.0, "max_epochs": 3}
+    train(volumes, tmp_path / "unbroken", **options)
+    given = {**TINY, **options, "dataset_dir": str(volumes), "output_dir": str(tmp_path / "stopped")}
+    stopped = read_bundle("train.json", **given)
+    trainer = stopped.parser.get_parsed_content("train#trainer")
+    trainer.add_event_handler(Events.EPOCH_COMPLETED(once=1), trainer.terminate)
+    stopped.run()
+    assert checkpoint(tmp_path / "stopped/models/last.pt")["trainer"]["epoch"] == 1
+    run_bundle("train.json", **given, resume=True)
+
+    ends = [checkpoint(tmp_path / name / "models/last.pt") for name in ("unbroken", "stopped")]
+    assert [end["trainer"]["epoch"] for end in ends] == [3, 3]
+    for part in ("model", "masker"):
+        assert_same_state(ends[0][part], ends[1][part])
 
 
 def test_run_record_says_how_to_repeat_the_run(volumes: Path, tmp_path: Path) -> None:
