@@ -2,6 +2,7 @@
 """Training, evaluation and inference loops around networks and maskers."""
 
 from ahm_engines.case_inference import CaseInference, IncompleteInferenceError, TolerantDataset
+from ahm_engines.contrastive import PairedContrastiveLoss, pair_scores, prepare_views
 from ahm_engines.evaluator import MaskedEvaluator
 from ahm_engines.events import MaskedEvents, MaskedKeys
 from ahm_engines.inference import MaskingInference, MaskingPredictor, load_pretrained, scan_inferer, window_inferer
@@ -22,10 +23,13 @@ __all__ = [
     "MaskedTrainer",
     "MaskingInference",
     "MaskingPredictor",
+    "PairedContrastiveLoss",
     "ProgressReward",
     "TolerantDataset",
     "load_pretrained",
     "load_trained",
+    "pair_scores",
+    "prepare_views",
     "scan_inferer",
     "trained_settings",
     "window_inferer",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MONAI's encoder-decoders by name, with the defaults that every bundle shares."""
+"""MONAI's encoder-decoders and a U-Net of our own by name, with the defaults that every bundle shares."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from monai.networks.nets import UNETR, BasicUNet, DynUNet, SegResNet, SwinUNETR,
 from monai.utils import ensure_tuple_rep
 from torch import nn
 
+from ahm_networks.nets.context_unet import ContextUNet
+
 __all__ = ["BACKBONES", "backbone_network", "build_backbone"]
 
 Defaults = Callable[[int, dict[str, Any]], tuple[Sequence[int], dict[str, Any]]]
 UNET_ARGS: dict[str, Any] = {"channels": (16, 32, 64, 128, 256), "strides": (2, 2, 2, 2), "num_res_units": 2}
 DYNUNET_ARGS: dict[str, Any] = {"kernel_size": [3] * 5, "strides": [1, 2, 2, 2, 2], "res_block": True}
-PADDING = ("basicunet",)  # takes images of any size
+CONTEXT_ARGS: dict[str, Any] = {"features": (16, 32, 64, 64, 128, 128)}
+PADDING = ("basicunet", "contextunet")  # takes images of any size
 GIVEN = ("spatial_dims", "in_channels", "out_channels")
 
 
@@ -30,16 +33,16 @@ def backbone_network(
     crop_size: int | Sequence[int] | None = None,
     **backbone_args: Any,
 ) -> nn.Module:
-    """Build the plain MONAI network that a pretrained ``ReconstructionUNet`` of the same name holds.
+    """Build the plain network that a pretrained ``ReconstructionUNet`` of the same name holds.
 
     Args:
-        name: ``unet``, ``basicunet``, ``dynunet``, ``segresnet``, ``swinunetr`` or ``unetr``.
+        name: ``unet``, ``basicunet``, ``dynunet``, ``segresnet``, ``swinunetr``, ``unetr`` or ``contextunet``.
         spatial_dims: 2 or 3.
         in_channels: image channels.
         out_channels: channels that come out.
-        crop_size: of the images that it will see, to be checked; ``None`` checks nothing.
-        **backbone_args: overrides for the network's own arguments; the same as in pretraining. ``unetr`` needs
-            ``img_size``.
+        crop_size: of the images that it will see, to be checked; ``unetr`` takes it for ``img_size`` where that is not
+            given. ``None`` checks nothing.
+        **backbone_args: overrides for the network's own arguments; the same as in pretraining.
 
     Raises:
         ValueError: for an unknown name or argument, an ``img_size`` that is missing or does not fit, or a
@@ -51,6 +54,8 @@ def backbone_network(
         >>> network(torch.rand(1, 1, 32, 32)).shape
         torch.Size([1, 3, 32, 32])
     """
+    if name == "unetr" and crop_size is not None:
+        backbone_args = {"img_size": crop_size} | backbone_args
     divisor, network = build_backbone(name, spatial_dims, in_channels, out_channels, backbone_args)
     if crop_size is not None and name not in PADDING:
         _check_crop(name, ensure_tuple_rep(crop_size, spatial_dims), divisor)
@@ -63,9 +68,16 @@ def _check_crop(name: str, crop_size: Sequence[int], divisor: Sequence[int]) -> 
 
 
 def build_backbone(
-    name: str, spatial_dims: int, in_channels: int, out_channels: int, args: Mapping[str, Any]
+    name: str,
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    args: Mapping[str, Any],
+    argument: str = "backbone_args",
 ) -> tuple[tuple[int, ...], nn.Module]:
     """Return the sizes that the image's axes must be multiples of, and the network.
+
+    ``argument`` is what errors call ``args``.
 
     Raises:
         ValueError: as :func:`backbone_network`.
@@ -73,17 +85,17 @@ def build_backbone(
     if name not in BACKBONES:
         raise ValueError(f"backbone: expected one of {', '.join(BACKBONES)}, got {name!r}.")
     network, with_defaults = BACKBONES[name]
-    _check_names(name, network, args)
+    _check_names(name, network, args, argument)
     divisor, complete = with_defaults(spatial_dims, dict(args))
     built = network(spatial_dims=spatial_dims, in_channels=in_channels, out_channels=out_channels, **complete)
     return tuple(divisor), built
 
 
-def _check_names(name: str, network: type[nn.Module], args: Mapping[str, Any]) -> None:
-    known = [argument for argument in inspect.signature(network).parameters if argument not in GIVEN]
-    unknown = [argument for argument in args if argument not in known]
+def _check_names(name: str, network: type[nn.Module], args: Mapping[str, Any], argument: str) -> None:
+    known = [parameter for parameter in inspect.signature(network).parameters if parameter not in GIVEN]
+    unknown = [parameter for parameter in args if parameter not in known]
     if unknown:
-        raise ValueError(f"backbone_args: {name} does not take {', '.join(unknown)}; it takes {', '.join(known)}.")
+        raise ValueError(f"{argument}: {name} does not take {', '.join(unknown)}; it takes {', '.join(known)}.")
 
 
 def _unet(dims: int, args: dict[str, Any]) -> tuple[Sequence[int], dict[str, Any]]:
@@ -121,6 +133,11 @@ def _unetr(dims: int, args: dict[str, Any]) -> tuple[Sequence[int], dict[str, An
     return divisor, args
 
 
+def _context_unet(dims: int, args: dict[str, Any]) -> tuple[Sequence[int], dict[str, Any]]:
+    args = CONTEXT_ARGS | args
+    return [2 ** (len(args["features"]) - 1)] * dims, args
+
+
 def _stride_product(strides: Sequence[int | Sequence[int]], dims: int) -> list[int]:
     steps = [[stride] * dims if isinstance(stride, int) else stride for stride in strides]
     return [math.prod(axis) for axis in zip(*steps, strict=True)]
@@ -133,4 +150,5 @@ BACKBONES: dict[str, tuple[type[nn.Module], Defaults]] = {
     "segresnet": (SegResNet, _segresnet),
     "swinunetr": (SwinUNETR, _swin_unetr),
     "unetr": (UNETR, _unetr),
+    "contextunet": (ContextUNet, _context_unet),
 }

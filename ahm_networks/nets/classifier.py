@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from monai.networks.layers.factories import Conv, Norm, Pool
 from monai.networks.layers.simplelayers import SkipConnection
 from monai.networks.nets import DenseNet121, DynUNet, SegResNet
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from ahm_networks.nets.backbones import build_backbone
 from ahm_networks.nets.encoders import drop_decoder, encoder_channels
+from ahm_networks.nets.padding import pad_to_multiples
 from ahm_networks.nets.policy import VGG16_BLOCKS
 
 __all__ = ["VGG16", "EncoderClassifier", "classifier_network"]
@@ -31,7 +31,7 @@ class EncoderClassifier(nn.Module):
         spatial_dims: 2 or 3.
         in_channels: image channels.
         num_classes: how many classes; as many logits come out.
-        backbone: ``unet``, ``basicunet``, ``dynunet``, ``segresnet``, ``swinunetr`` or ``unetr``.
+        backbone: ``unet``, ``basicunet``, ``dynunet``, ``segresnet``, ``swinunetr``, ``unetr`` or ``contextunet``.
         backbone_args: overrides for the backbone's arguments; the same as in pretraining. ``unetr`` needs ``img_size``.
         head: ``conv``: a 3-wide convolution to 32 channels, global average and a hidden layer of 16, after Intelligent
             Masking (Bahrami et al. 2022) but with leaky ReLUs; or ``linear``: global average and one layer. Encoders
@@ -77,19 +77,7 @@ class EncoderClassifier(nn.Module):
         """
         if not torch.jit.is_scripting():
             self._check(image)
-        return self.head(self.encoder(self._pad(image)))
-
-    def _pad(self, image: Tensor) -> Tensor:
-        """Add zeros as ``ReconstructionUNet`` does, in the words that TorchScript knows."""
-        padding = [0] * (2 * len(self.divisor))
-        smallest = not self.fixed_size
-        for axis, divisor in enumerate(self.divisor):
-            missing = -image.shape[axis + 2] % divisor
-            smallest = smallest and image.shape[axis + 2] + missing == divisor
-            padding[-2 * axis - 1] = missing
-        if smallest:  # a single voxel at the bottom has no instance norm
-            padding[1] += self.divisor[-1]
-        return F.pad(image, padding)
+        return self.head(self.encoder(pad_to_multiples(image, self.divisor, self.fixed_size)))
 
     def _check(self, image: Tensor) -> None:
         dims = len(self.divisor)

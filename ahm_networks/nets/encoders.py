@@ -10,6 +10,8 @@ from monai.networks.layers.simplelayers import SkipConnection
 from monai.networks.nets import UNETR, BasicUNet, DynUNet, SegResNet, SwinUNETR, UNet
 from torch import Tensor, nn
 
+from ahm_networks.nets.context_unet import ContextLevel, ContextUNet
+
 __all__ = [
     "drop_decoder",
     "encoder_channels",
@@ -46,7 +48,7 @@ def encoder_stages(network: nn.Module) -> Stages:
     its Swin transformer; the convolutions that lead from them to the decoder belong to the decoder.
 
     Args:
-        network: MONAI's UNet, BasicUNet, DynUNet, SegResNet, UNETR or SwinUNETR, or a wrapper of one.
+        network: MONAI's UNet, BasicUNet, DynUNet, SegResNet, UNETR or SwinUNETR, a ContextUNet, or a wrapper of one.
 
     Raises:
         TypeError: for another network.
@@ -170,6 +172,14 @@ def _basic_unet(network: Any) -> tuple[Stages, int]:
     return stages, network.down_4.convs.conv_1.conv.out_channels
 
 
+def _context_unet(network: Any) -> tuple[Stages, int]:
+    stages, block = [], network.body
+    while isinstance(block, ContextLevel):
+        stages.append([block.block])
+        block = block.below
+    return [*stages, [block]], network.features[-1]
+
+
 def _dynunet(network: Any) -> tuple[Stages, int]:
     blocks = [network.input_block, *network.downsamples, network.bottleneck]
     return [[block] for block in blocks], network.filters[-1]
@@ -199,6 +209,7 @@ def _swin_unetr(network: Any) -> tuple[Stages, int]:
 ENCODERS: dict[type[nn.Module], Callable[[Any], tuple[Stages, int]]] = {
     UNet: _unet,
     BasicUNet: _basic_unet,
+    ContextUNet: _context_unet,
     DynUNet: _dynunet,
     SegResNet: _segresnet,
     UNETR: _unetr,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ahm_transforms.masking.functional import grid_shape
 
-__all__ = ["CellHeads", "CellScorer", "StridedFeatures", "VGGFeatures", "feature_network"]
+__all__ = ["CellHeads", "CellScorer", "StridedFeatures", "VGGFeatures", "feature_network", "pad_to_cells"]
 
 VGG16_BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3))
 
@@ -152,7 +152,7 @@ class CellScorer(nn.Module):
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Map ``[B, C, *S]`` to one float32 ``[B, 1, *G]`` per head, autocast or not."""
         with torch.autocast(image.device.type, enabled=False):
-            features = self.features(_pad_to_cells(image.float(), self.patch_size))
+            features = self.features(pad_to_cells(image.float(), self.patch_size))
             maps = self.heads(features).split(1, dim=1)
             return dict(zip(self.names, maps, strict=True))
 
@@ -176,7 +176,8 @@ def feature_network(
     return StridedFeatures(spatial_dims, in_channels, patch_size)
 
 
-def _pad_to_cells(image: Tensor, patch: Sequence[int]) -> Tensor:
+def pad_to_cells(image: Tensor, patch: Sequence[int]) -> Tensor:
+    """Pad ``[B, C, *S]`` at the end to whole cells by repeating the border."""
     missing = [-s % p for s, p in zip(image.shape[2:], patch, strict=True)]
     return F.pad(image, [n for m in reversed(missing) for n in (0, m)], mode="replicate") if any(missing) else image
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ahm_networks.nets.backbones import build_backbone
+from ahm_networks.nets.checks import checked_mask
 
 __all__ = ["ReconstructionUNet"]
 
@@ -25,8 +26,8 @@ class ReconstructionUNet(nn.Module):
     Args:
         spatial_dims: 2 or 3.
         in_channels: image channels; as many come out.
-        backbone: ``unet``, ``basicunet``, ``dynunet``, ``segresnet``, ``swinunetr`` or ``unetr``; or a network that
-            maps ``[B, in_channels (+ 1 with mask_channel), *S]`` to ``[B, in_channels, *S]``.
+        backbone: ``unet``, ``basicunet``, ``dynunet``, ``segresnet``, ``swinunetr``, ``unetr`` or ``contextunet``; or a
+            network that maps ``[B, in_channels (+ 1 with mask_channel), *S]`` to ``[B, in_channels, *S]``.
         fill: what stands in for hidden voxels: ``zero``, ``mean`` of the image's visible voxels, or a learned
             ``token``, one number per channel.
         mask_channel: whether the mask is given to the network as a further channel.
@@ -79,9 +80,7 @@ class ReconstructionUNet(nn.Module):
         Raises:
             ValueError: when the shapes do not fit the network or each other.
         """
-        if mask is None:
-            mask = torch.zeros_like(image[:, :1], dtype=torch.bool)
-        self._check(image, mask)
+        mask = checked_mask(image, mask, self.spatial_dims, self.in_channels)
         visible = self.visible(image, mask)
         if self.mask_channel:
             visible = torch.cat([visible, mask.to(visible.dtype)], dim=1)
@@ -109,15 +108,3 @@ class ReconstructionUNet(nn.Module):
         axes = tuple(range(2, image.ndim))
         shown = (~mask).sum(axes, keepdim=True).clamp_min(1)
         return torch.where(mask, kept.sum(axes, keepdim=True) / shown, image)
-
-    def _check(self, image: Tensor, mask: Tensor) -> None:
-        if image.ndim != self.spatial_dims + 2 or image.shape[1] != self.in_channels:
-            raise ValueError(
-                f"image: expected [B, {self.in_channels}, *S] with {self.spatial_dims} spatial axes, "
-                f"got shape {tuple(image.shape)}; set in_channels and spatial_dims to fit the data."
-            )
-        if mask.dtype != torch.bool or mask.shape != (image.shape[0], 1, *image.shape[2:]):
-            raise ValueError(
-                f"mask: expected bool [B, 1, *S] for an image of shape {tuple(image.shape)}, "
-                f"got {mask.dtype} {tuple(mask.shape)}."
-            )

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -122,14 +122,19 @@ def transfer_weights(
         },
         missing=[key for key in target.tensors if key not in pairs],
         unused=[key for key in weights if key not in used],
-        share=sum(v.numel() for v in values.values()) / sum(t.numel() for t in target.tensors.values()),
+        share=_numbers(values.values()) / _numbers(target.tensors.values()),
     )
     if not any(value.ndim > 1 for value in values.values()):
         raise ValueError(_refusal(report, target, weights))
     _write(target, values)
-    if report.share < 0.5:
+    filled = _numbers(values[key] for key in target.anchors if key in values)
+    if filled < 0.5 * _numbers(target.tensors[key] for key in target.anchors):  # a decoder alone may well be new
         logger.warning("Are these the weights of another architecture? %s", report.summary())
     return report
+
+
+def _numbers(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
 
 
 def _write(target: Target, values: Mapping[str, Tensor]) -> None:

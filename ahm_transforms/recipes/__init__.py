@@ -4,6 +4,7 @@
 from ahm_transforms.io import LoadCased
 from ahm_transforms.recipes.checks import CheckChannelsd, OnImageGridd
 from ahm_transforms.recipes.classification import classification_deterministic, classification_random
+from ahm_transforms.recipes.contrastive import contrastive_views, fixed_contrastive_views
 from ahm_transforms.recipes.images import (
     DEFAULT_WINDOW_HU,
     MODALITIES,
@@ -27,7 +28,9 @@ __all__ = [
     "OnImageGridd",
     "classification_deterministic",
     "classification_random",
+    "contrastive_views",
     "deterministic",
+    "fixed_contrastive_views",
     "fixed_crops",
     "preprocessing",
     "random_crops",

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from ignite.engine import Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from torch import Tensor, nn
 
@@ -178,7 +179,7 @@ class TestHandler:
         assert "One crop to validate on" in caplog.text
 
     def test_unknown_key_metric(self) -> None:
-        with pytest.raises(ValueError, match="key metric: expected one of .*, got 'dice'"):
+        with pytest.raises(ValueError, match=r"key metric: expected one of .*, got 'dice'"):
             evaluator(batches(2), key="dice")
 
 
@@ -198,7 +199,9 @@ def test_trainer_lowers_the_loss_of_the_batch_it_sees() -> None:
     )
     whole = batches(6)[0]
     start = PairedContrastiveLoss(0.5)(network(torch.cat([whole["image"], whole["view"]])))
-    trainer.add_event_handler("iteration_completed", lambda engine: losses.append(float(engine.state.output["loss"])))
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: losses.append(float(engine.state.output["loss"]))
+    )
     trainer.run()
     assert losses[0] == pytest.approx(float(start))
     assert losses[-1] < 0.7 * losses[0]

@@ -22,7 +22,17 @@ PRETRAIN, SEGMENTATION, CLASSIFICATION = (
 )
 BUNDLES = (PRETRAIN, SEGMENTATION, CLASSIFICATION)
 CONFIGS = PRETRAIN / "configs"
-SHELF = ("uniform", "a3c", "a3c_bernoulli", "loss_prediction")
+SHELF = (
+    "uniform",
+    "a3c",
+    "a3c_bernoulli",
+    "loss_prediction",
+    "boxes",
+    "boxes_actor_critic",
+    "q_region",
+    "teacher_error",
+    "adamae",
+)
 TINY_UNET = {"channels": [4, 8], "strides": [2], "num_res_units": 0}
 TINY_NET: dict[str, Any] = {"backbone_args": TINY_UNET}
 TINY_INFERENCE: dict[str, Any] = {**TINY_NET, "crop_size": 16, "patch_size": 4}

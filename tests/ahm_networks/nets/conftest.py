@@ -20,6 +20,7 @@ ARGS: dict[str, dict[str, Any]] = {
     "segresnet": {"init_filters": 8, "blocks_down": (1, 1), "blocks_up": (1,)},
     "swinunetr": {"feature_size": 12},
     "unetr": {"img_size": 32, "feature_size": 4, "hidden_size": 12, "mlp_dim": 16, "num_heads": 2},
+    "contextunet": {"features": (4, 8, 12), "context_kernel": 3},
 }
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MONAI's networks by name, as pretraining builds them."""
+"""The networks by name, as pretraining builds them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from monai.networks.nets import UNETR, BasicUNet, DynUNet, SegResNet, SwinUNETR, UNet
 
 from ahm_networks import ReconstructionUNet
+from ahm_networks.nets import ContextUNet
 from ahm_networks.nets.backbones import BACKBONES, backbone_network, build_backbone
 
 KINDS = {
@@ -17,6 +18,7 @@ KINDS = {
     "segresnet": SegResNet,
     "swinunetr": SwinUNETR,
     "unetr": UNETR,
+    "contextunet": ContextUNet,
 }
 DIVISORS = {
     "unet": (16, 16),
@@ -25,6 +27,7 @@ DIVISORS = {
     "segresnet": (8, 8),
     "swinunetr": (32, 32),
     "unetr": (32, 48),
+    "contextunet": (32, 32),
 }
 
 
@@ -54,6 +57,14 @@ def test_defaults_reach_the_network_and_can_be_overridden():
     assert backbone_network("segresnet", 2, 1, 1).init_filters == 16
     assert backbone_network("segresnet", 2, 1, 1, init_filters=8).init_filters == 8
     assert set(BACKBONES) == set(KINDS)
+
+
+@pytest.mark.parametrize(("crop_size", "grid"), [((32, 48), (2, 3)), (32, (2, 2))])
+def test_unetr_takes_the_crop_size_for_its_own(crop_size, grid):
+    small = {"hidden_size": 12, "mlp_dim": 16, "num_heads": 2}
+    assert backbone_network("unetr", 2, 1, 1, crop_size=crop_size, **small).feat_size == grid
+    with pytest.raises(ValueError, match="crop_size: unetr needs multiples of"):
+        backbone_network("unetr", 2, 1, 1, crop_size=crop_size, img_size=64, **small)
 
 
 class TestErrors:

@@ -33,6 +33,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "segresnet": {"init_filters": 8, "blocks_down": (1, 1), "blocks_up": (1,)},
     "swinunetr": {"feature_size": 12},
     "unetr": {"img_size": 48, "feature_size": 4, "hidden_size": 12, "mlp_dim": 16, "num_heads": 2},
+    "contextunet": {"features": (4, 8, 8), "context_kernel": 3},
 }
 ODD = {2: (35, 30), 3: (33, 20, 9)}
 VGG16_CONVOLUTIONS = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
@@ -197,7 +198,16 @@ class TestErrors:
 class TestExport:
     @pytest.mark.parametrize(
         ("backbone", "dims"),
-        [("unet", 2), ("unet", 3), ("basicunet", 2), ("dynunet", 2), ("segresnet", 2), ("unetr", 2)],
+        [
+            ("unet", 2),
+            ("unet", 3),
+            ("basicunet", 2),
+            ("dynunet", 2),
+            ("segresnet", 2),
+            ("unetr", 2),
+            ("contextunet", 2),
+            ("contextunet", 3),
+        ],
     )
     def test_torchscript_takes_any_size(self, backbone: str, dims: int) -> None:
         network = build(backbone, dims, head="conv").eval()

@@ -12,7 +12,7 @@ from ahm_networks.nets.backbones import BACKBONES
 from ahm_networks.nets.encoders import drop_decoder, encoder_channels, encoder_features, encoder_stages
 
 SIZE = {2: (64, 32), 3: (64, 32, 32)}
-STAGES = {"unet": 3, "basicunet": 5, "dynunet": 3, "segresnet": 2, "swinunetr": 5, "unetr": 13}
+STAGES = {"unet": 3, "basicunet": 5, "dynunet": 3, "segresnet": 2, "swinunetr": 5, "unetr": 13, "contextunet": 3}
 
 every_backbone = pytest.mark.parametrize("name", BACKBONES)
 two_and_three_d = pytest.mark.parametrize("dims", [2, 3], ids=["2d", "3d"])

@@ -19,6 +19,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "segresnet": {"init_filters": 8, "blocks_down": (1, 1), "blocks_up": (1,)},
     "swinunetr": {"feature_size": 12},
     "unetr": {"img_size": 48, "feature_size": 4, "hidden_size": 12, "mlp_dim": 16, "num_heads": 2},
+    "contextunet": {"features": (4, 8, 8), "context_kernel": 3},
 }
 ODD = {2: (35, 30), 3: (33, 20, 9)}  # more than one place is left at the bottom of every backbone
 

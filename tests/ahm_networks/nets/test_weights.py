@@ -24,7 +24,7 @@ from ahm_networks.nets.weights import (
     unfreeze_encoder,
 )
 
-OUTPUT = ("model.2", "final_conv", "output_block", "conv_final", "out.conv")
+OUTPUT = ("model.2", "final_conv", "output_block", "conv_final", "out.conv", "head")
 every_backbone = pytest.mark.parametrize("name", BACKBONES)
 
 
@@ -47,7 +47,8 @@ def image_for(name: str, channels: int = 1, dims: int = 2) -> torch.Tensor:
 
 class TestRoundTrip:
     @pytest.mark.parametrize(
-        ("name", "dims"), [*((name, 2) for name in BACKBONES), ("unet", 3), ("dynunet", 3), ("unetr", 3)]
+        ("name", "dims"),
+        [*((name, 2) for name in BACKBONES), ("unet", 3), ("dynunet", 3), ("unetr", 3), ("contextunet", 3)],
     )
     def test_encoder_of_our_checkpoint_goes_into_the_plain_network(self, pretrained, build, name, dims):
         source, network = pretrained(name, dims), build(name, dims, outputs=3)
@@ -292,7 +293,7 @@ class TestOtherNetworks:
 
 
 class TestRefusal:
-    @pytest.mark.parametrize("other", ["basicunet", "dynunet", "segresnet", "swinunetr", "unetr"])
+    @pytest.mark.parametrize("other", ["basicunet", "dynunet", "segresnet", "swinunetr", "unetr", "contextunet"])
     def test_another_architecture(self, pretrained, build, other):
         network = build("unet")
         before = copy_of(network)
@@ -327,6 +328,13 @@ class TestRefusal:
         assert "another architecture" in caplog.text
         caplog.clear()
         transfer_weights(build("basicunet"), weights)
+        assert not caplog.text
+
+    def test_an_encoder_that_is_the_smaller_part_of_its_network_is_no_reason_to_warn(self, build, caplog):
+        encoder = {f"swinViT.{key}": value for key, value in build("swinunetr").swinViT.state_dict().items()}
+        with caplog.at_level(logging.WARNING):
+            report = transfer_weights(build("swinunetr"), encoder, part="all")
+        assert report.share < 0.5
         assert not caplog.text
 
 

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers that follow the progress of the training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["LinearSchedule"]
+
+
+@dataclass(frozen=True)
+class LinearSchedule:
+    """``first`` until ``start``, ``last`` from ``end`` on, a line in between; a jump where the two are equal.
+
+    Args:
+        first: value at the start of the training.
+        last: value at its end.
+        start: share of the training, in [0, 1], at which the change begins.
+        end: share at which it is over.
+
+    Raises:
+        ValueError: when ``0 <= start <= end <= 1`` does not hold.
+
+    Example:
+        >>> LinearSchedule(1.0, 0.0, start=0.2, end=0.6)(0.5)
+        0.25
+    """
+
+    first: float
+    last: float
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.start <= self.end <= 1.0:
+            raise ValueError(f"start, end: expected 0 <= start <= end <= 1, got {self.start!r} and {self.end!r}.")
+
+    def __call__(self, progress: float) -> float:
+        """Value at ``progress``, in [0, 1]."""
+        if progress < self.start:
+            return self.first
+        if progress >= self.end:
+            return self.last
+        return self.first + (self.last - self.first) * (progress - self.start) / (self.end - self.start)
