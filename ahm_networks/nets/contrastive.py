@@ -79,7 +79,7 @@ class ContrastiveEncoder(nn.Module):
 
 
 def _projection(dims: int, channels: int, hidden: int, size: int) -> nn.Sequential:
-    """SimCLR's head behind a convolution: an instance norm leaves each channel by itself one average in all images."""
+    """SimCLR's head behind a convolution: after an instance norm, the average of a channel by itself says little."""
     mix, average = Conv[Conv.CONV, dims](channels, hidden, kernel_size=3, padding=1), Pool[Pool.ADAPTIVEAVG, dims](1)
     mlp = nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, size)
     return nn.Sequential(mix, nn.ReLU(), average, nn.Flatten(), *mlp)
