@@ -32,4 +32,4 @@ def pad_to_multiples(image: Tensor, divisor: list[int], fixed_size: bool = False
         padding[-2 * axis - 1] = missing
     if smallest:
         padding[1] += divisor[-1]
-    return F.pad(image, padding)
+    return F.pad(image, padding) if max(padding) > 0 else image

@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ahm_networks.nets.backbones import build_backbone
 from ahm_networks.nets.checks import checked_mask
+from ahm_networks.nets.padding import pad_to_multiples
 
 __all__ = ["ReconstructionUNet"]
 
@@ -84,19 +84,8 @@ class ReconstructionUNet(nn.Module):
         visible = self.visible(image, mask)
         if self.mask_channel:
             visible = torch.cat([visible, mask.to(visible.dtype)], dim=1)
-        missing = self._missing(image.shape[2:])
-        if not any(missing):
-            return self.backbone(visible)
-        rebuilt = self.backbone(F.pad(visible, [n for m in reversed(missing) for n in (0, m)]))
-        return rebuilt[(..., *[slice(s) for s in image.shape[2:]])]
-
-    def _missing(self, size: Sequence[int]) -> list[int]:
-        """Voxels to pad along each axis; never down to a single one at the bottom, which has no instance norm."""
-        missing = [-s % d for s, d in zip(size, self.divisor, strict=True)]
-        smallest = all(s + m == d for s, m, d in zip(size, missing, self.divisor, strict=True))
-        if smallest and not self.fixed_size:
-            missing[-1] += self.divisor[-1]
-        return missing
+        rebuilt = self.backbone(pad_to_multiples(visible, list(self.divisor), self.fixed_size))
+        return rebuilt[(..., *[slice(size) for size in image.shape[2:]])]
 
     def visible(self, image: Tensor, mask: Tensor) -> Tensor:
         """What the backbone sees of the image: hidden voxels filled, ``[B, C, *S]``."""
