@@ -92,9 +92,10 @@ class BoxScorer(nn.Module):
         self.patch_size = tuple(patch_size)
         self.sizes = tuple(tuple(size) for size in sizes)
         self.features = features
-        self.from_image = conv(int(features.out_channels), width, 3, padding=1)  # type: ignore[arg-type]
-        self.from_maps = conv(1 + with_error, width, 3, padding=1, bias=False) if steps > 1 else None
-        self.from_numbers = nn.Linear(2, width, bias=False) if steps > 1 else None
+        streams = width * (1 + with_value)
+        self.from_image = conv(int(features.out_channels), streams, 3, padding=1)  # type: ignore[arg-type]
+        self.from_maps = conv(1 + with_error, streams, 3, padding=1, bias=False) if steps > 1 else None
+        self.from_numbers = nn.Linear(2, streams, bias=False) if steps > 1 else None
         self.boxes = _small(conv(width, len(self.sizes), 1))
         cells = torch.tensor([float(torch.Size(size).numel()) for size in self.sizes])
         self.register_buffer("cells", cells.view(-1, *[1] * spatial_dims), persistent=False)
@@ -118,12 +119,13 @@ class BoxScorer(nn.Module):
         """
         with torch.autocast(looked.device.type, enabled=False):
             hidden = self._with_state(looked, state).relu()
+            width = self.boxes.in_channels
             mean = hidden.flatten(3).mean(3)
-            means = box_sums(self.boxes(hidden.flatten(0, 1)), self.sizes) / self.cells
+            means = box_sums(self.boxes(hidden[:,:,:width].flatten(0, 1)), self.sizes) / self.cells
             scores = means.flatten(1).unflatten(0, hidden.shape[:2])
             if self.stop is not None:
-                scores = torch.cat([scores, self.stop(mean)], dim=2)
-            return scores, None if self.value is None else self.value(mean).squeeze(2)
+                scores = torch.cat([scores, self.stop(mean[:,:,:width])], dim=2)
+            return scores, None if self.value is None else self.value(mean[:,:,width:]).squeeze(2)
 
     def _with_state(self, looked: Tensor, state: BoxState) -> Tensor:
         """Add what depends on the state, ``[B, T, width, *G]``."""
