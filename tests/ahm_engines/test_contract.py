@@ -7,6 +7,7 @@ The shelves are read from the bundle, so that a new entry is checked without a n
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -17,7 +18,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
-from ahm_engines import MaskedKeys, MaskedTrainer
+from ahm_engines import MaskedEvaluator, MaskedKeys, MaskedTrainer
 from tests.bundles.running import PRETRAIN
 
 TRAIN = ConfigParser.load_config_file(PRETRAIN / "configs" / "train.json")
@@ -139,6 +140,23 @@ def test_a_few_iterations(masker: str, network: str, dims: int, amp: bool) -> No
     trainer.run()
     assert all(torch.equal(first, second) for first, second in zip(masks, again, strict=True))
     assert not torch.equal(masks[0], masks[1])
+
+
+@two_and_three_d
+@every_pair
+def test_evaluation(masker: str, network: str, dims: int) -> None:
+    trainer = build(masker, network, dims, steps=1)
+    evaluator = MaskedEvaluator("cpu", trainer.data_loader, trainer.network, trainer.masker)
+    counts: list[Tensor] = []
+    masks = (MaskedKeys.MASK, MaskedKeys.RANDOM_MASK)
+    evaluator.add_event_handler(
+        Events.ITERATION_COMPLETED,
+        lambda e: counts.extend(e.state.output[key].flatten(1).sum(1) for key in masks),
+    )
+    evaluator.run()
+    assert all(math.isfinite(value) for value in evaluator.state.metrics.values())
+    assert "hardness" in evaluator.state.metrics
+    assert torch.equal(*counts)  # as much is hidden by the masker as at random, or the comparison would not be fair
 
 
 @two_and_three_d
