@@ -30,6 +30,7 @@ class MaskedAutoencoder(nn.Module):
         spatial_dims: 2 or 3.
         in_channels: image channels; as many come out.
         img_size: of the images, a multiple of ``patch_size``.
+        backbone: whose encoder it is: ``unetr``, as nothing but a ViT can leave tokens out.
         patch_size: voxels per token; UNETR takes 16 only.
         encoder_args: overrides for the arguments of UNETR's ViT, and ``num_layers``; what only UNETR knows is ignored.
         decoder_hidden_size: width of the decoder; its MLPs are four times as wide.
@@ -40,7 +41,7 @@ class MaskedAutoencoder(nn.Module):
         token_size: voxels per token along each axis; a mask must hide each of them wholly or not at all.
 
     Raises:
-        ValueError: for an unknown encoder argument, or sizes that do not fit each other.
+        ValueError: for another backbone, an unknown encoder argument, or sizes that do not fit each other.
 
     Example:
         >>> network = MaskedAutoencoder(2, img_size=32, encoder_args={"hidden_size": 24, "num_layers": 2})
@@ -56,6 +57,7 @@ class MaskedAutoencoder(nn.Module):
         in_channels: int = 1,
         *,
         img_size: int | Sequence[int],
+        backbone: str = "unetr",
         patch_size: int | Sequence[int] = 16,
         encoder_args: Mapping[str, Any] | None = None,
         decoder_hidden_size: int = 512,
@@ -63,6 +65,11 @@ class MaskedAutoencoder(nn.Module):
         decoder_num_heads: int = 8,
     ) -> None:
         super().__init__()
+        if backbone != "unetr":
+            raise ValueError(
+                f"backbone: a masked autoencoder leaves tokens out, which only the ViT of 'unetr' can, got {backbone!r}; "
+                "take SimMIM for 'swinunetr'."
+            )
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
         self.img_size = patch_shape(img_size, spatial_dims, "img_size")

@@ -223,6 +223,11 @@ class TestErrors:
             MaskedAutoencoder(2, img_size=32, encoder_args={argument: 3})
 
 
+    def test_only_a_vit_can_leave_tokens_out(self):
+        with pytest.raises(ValueError, match="backbone: .* only .* 'unetr' can, got 'swinunetr'; take SimMIM"):
+            MaskedAutoencoder(2, img_size=32, backbone="swinunetr")
+
+
 class TestEncoder:
     def test_defaults_are_unetr_s(self):
         with torch.device("meta"):
