@@ -67,8 +67,8 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         if backbone != "unetr":
             raise ValueError(
-                f"backbone: a masked autoencoder leaves tokens out, which only the ViT of 'unetr' can, got {backbone!r}; "
-                "take SimMIM for 'swinunetr'."
+                "backbone: a masked autoencoder leaves tokens out, which only the ViT of 'unetr' can, "
+                f"got {backbone!r}; take SimMIM for 'swinunetr'."
             )
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels

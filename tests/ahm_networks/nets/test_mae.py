@@ -224,7 +224,7 @@ class TestErrors:
 
 
     def test_only_a_vit_can_leave_tokens_out(self):
-        with pytest.raises(ValueError, match="backbone: .* only .* 'unetr' can, got 'swinunetr'; take SimMIM"):
+        with pytest.raises(ValueError, match=r"backbone: .* only .* 'unetr' can, got 'swinunetr'; take SimMIM"):
             MaskedAutoencoder(2, img_size=32, backbone="swinunetr")
 
 
