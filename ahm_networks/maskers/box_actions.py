@@ -59,6 +59,18 @@ class BoxActions(NamedTuple):
         """Cells of one box per image: ``[B]`` box numbers to ``[B, N]`` bool."""
         return boxes_to_mask(self.first[boxes].unsqueeze(1), self.size[boxes].unsqueeze(1), self.grid).flatten(1)
 
+    def policy_map(self, scores: Tensor, valid: Tensor, allowed: Tensor) -> Tensor:
+        """How much each cell is wanted, ``[B, N]``; where the budget admits no box, as if there were no budget.
+
+        Args:
+            scores: ``[B, A]`` of the first step; a stop action does not matter.
+            valid: ``[B, A]`` bool.
+            allowed: ``[B, N]`` bool.
+        """
+        scores, valid = scores[:, : self.number], valid[:, : self.number]
+        eligible = torch.where(valid.any(1, keepdim=True), valid, self.valid(allowed, allowed.sum(1)))
+        return self.cell_map(scores, eligible, allowed)
+
     def cell_map(self, scores: Tensor, eligible: Tensor, allowed: Tensor) -> Tensor:
         """Best score of any eligible box that covers a cell, stretched to [0, 1] over the allowed cells of each image.
 

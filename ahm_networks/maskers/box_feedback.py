@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ahm_networks.maskers.borrowed import BorrowedNetwork
-from ahm_networks.rl.functional import EPS
+from ahm_networks.rl.functional import EPS, masked_mean
 from ahm_networks.rl.running import RunningMoments
 from ahm_transforms.masking.functional import cells_to_image, image_to_cells
 
@@ -47,6 +47,11 @@ class BoxReward(nn.Module):
         self.moments.update(error, hidden)
         gain = (error - self.area_penalty * self.moments.mean) / self.moments.std
         return torch.where(box_cells, gain.unsqueeze(1), 0.0).sum(2) / self.largest
+
+    def cell_loss(self, predicted: Tensor, error: Tensor, hidden: Tensor) -> Tensor:
+        """Squared error of the predicted standardised errors of all hidden cells, ``[B, N]`` each."""
+        target = (error - self.moments.mean) / self.moments.std
+        return masked_mean((predicted - target).square().flatten(), hidden.flatten())
 
 
 class ErrorSoFar(nn.Module):

@@ -56,6 +56,7 @@ class BoxDecision(Decision):
         box_cells: ``[B, T, N]`` bool, cells that each step hid; no cell counts twice.
         scores: ``[B, T, A]`` Q-values or logits with their gradient, ``-inf`` where not valid.
         value: ``[B, T]`` value of each state with its gradient; ``None`` without a dueling network.
+        predicted: ``[B, N]`` predicted standardised error of each cell with its gradient, or ``None``.
         ratio: share of the cells that the masker was asked for; 0 while masks are random.
     """
 
@@ -63,6 +64,7 @@ class BoxDecision(Decision):
     box_cells: Tensor
     scores: Tensor
     value: Tensor | None
+    predicted: Tensor | None
     ratio: float
 
 

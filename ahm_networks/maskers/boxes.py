@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ahm_networks.maskers.base import Decision, Masker, Step
 from ahm_networks.maskers.borrowed import BorrowedNetwork
-from ahm_networks.maskers.box_actions import BoxActions, box_actions, box_sizes
+from ahm_networks.maskers.box_actions import box_actions, box_sizes
 from ahm_networks.maskers.box_actor_critic import ActorCriticLearner
 from ahm_networks.maskers.box_environment import BoxEnvironment, Moves
 from ahm_networks.maskers.box_feedback import BoxReward, ErrorSoFar
@@ -32,21 +32,20 @@ class BoxMasker(Masker):
     r"""Hide up to ``n_steps`` boxes, each of a place and size chosen by an agent (AMP, ICME 2023).
 
     A box is made of whole cells. It can be chosen if it lies in the grid, hides a new cell that may be hidden, and
-    hides no more of them than are left of ``mask_ratio``, which is a limit here and need not be reached. An episode
-    ends after ``n_steps`` boxes, when no box can be chosen any more, or with the stop action.
+    hides no more than are left of ``mask_ratio``, which is a limit here. An episode ends after ``n_steps`` boxes, when
+    no box can be chosen any more, or with the stop action.
 
     One reconstruction under the whole mask rewards all steps: rebuilding after every box would cost ``n_steps`` as
-    much. Box :math:`b_t` earns what its *newly* hidden cells are harder than an average hidden cell,
+    much. Box :math:`b_t` earns what its *newly* hidden cells have above an average hidden cell,
 
     .. math:: r_t = \frac{1}{n_{max}} \sum_{i \in b_t} \frac{e_i - \lambda \mu}{\sigma}
 
     with the reward :math:`e_i` of a cell, its running mean :math:`\mu` and deviation :math:`\sigma` over hidden cells,
     the cells :math:`n_{max}` of the largest box and the area penalty :math:`\lambda`. With sums and no penalty the
-    largest box would always win, with means the smallest spot of texture; with sums and a penalty of 1 a cell is worth
-    hiding only if it is harder than the average.
+    largest box would always win, with means the smallest spot of texture.
 
-    The paper gives neither network nor settings; state, reward and defaults are ours. In ``eval()`` mode the best box
-    is hidden at each step. The whole masker runs in float32.
+    The paper gives no settings; state, reward and defaults are ours. In ``eval()`` mode each step hides the best box.
+    The whole masker runs in float32.
 
     Args:
         spatial_dims: 2 or 3.
@@ -64,10 +63,12 @@ class BoxMasker(Masker):
         target_decay: of the target network, an exponential mean of the weights; 0 for none.
         td_loss: ``huber`` or ``mse``.
         area_penalty: :math:`\lambda`.
+        cell_weight: of a second task on the same features, to predict the error of every single hidden cell, also of
+            those that a curriculum hides at random: a box's reward alone teaches slowly. 0 for none.
         stop: whether the agent may end an episode, after its first box.
-        replay: episodes to keep and learn from again, one old for each new one; 0 for none. Holds images in half
-            precision on the device: 2 bytes a voxel and ``n_steps`` bytes an action and cell. Not in ``state_dict``:
-            after a resume it fills again. All images must have one size. ``dqn`` only.
+        replay: episodes to keep and learn from again, one old for each new one; 0 for none. Takes 2 bytes a voxel and
+            ``n_steps`` bytes an action and a cell of the device's memory, is not in ``state_dict`` but fills again
+            after a resume, and needs images of one size. ``dqn`` only.
         network: rebuilds the image after each box but the last, to show the agent the error so far: ``n_steps - 1``
             forward passes more. Its weights do not become the masker's.
         entropy_weight: of the entropy bonus at the start and at the end of the training; ``actor_critic`` only.
@@ -77,8 +78,7 @@ class BoxMasker(Masker):
         **kwargs: ``foreground_threshold`` and ``seed`` of :class:`Masker`.
 
     Raises:
-        ValueError: for unknown names, numbers out of range, options that exclude each other or, on call, for a grid
-            that no box fits into.
+        ValueError: for options out of range or that exclude each other; on call, for a grid that no box fits into.
 
     Example:
         >>> masker = BoxMasker(2, patch_size=4, mask_ratio=0.5, n_steps=3, sizes=(1, 2))
@@ -103,15 +103,16 @@ class BoxMasker(Masker):
         dueling: bool = True,
         gamma: float = 0.9,
         epsilon: tuple[float, float] = (1.0, 0.05),
-        explore: tuple[float, float] = (0.0, 0.2),
+        explore: tuple[float, float] = (0.0, 0.8),
         target_decay: float = 0.995,
         td_loss: str = "huber",
         area_penalty: float = 1.0,
+        cell_weight: float = 1.0,
         stop: bool = False,
         replay: int = 0,
         network: nn.Module | BorrowedNetwork | None = None,
         entropy_weight: tuple[float, float] = (0.003, 0.0),
-        entropy_floor: float = 0.5,
+        entropy_floor: float = 0.8,
         features: str = "strided",
         features_weights: str | None = None,
         **kwargs: Any,
@@ -122,6 +123,7 @@ class BoxMasker(Masker):
         self.in_channels = in_channels
         self.n_steps = n_steps
         self.sizes = box_sizes(sizes, spatial_dims)
+        self.cell_weight = cell_weight
         self.stop = stop
         self.error_so_far = None if network is None else ErrorSoFar(network, self.patch_size)
         self.scorer = BoxScorer(
@@ -132,6 +134,7 @@ class BoxMasker(Masker):
             steps=n_steps,
             with_error=network is not None,
             with_value=dueling,
+            with_cells=cell_weight > 0,
             stop=stop,
         )
         self.learner: BoxLearner
@@ -162,18 +165,21 @@ class BoxMasker(Masker):
         everywhere = image.new_ones(len(image), torch.Size(grid).numel(), dtype=torch.bool)
         free = everywhere if allowed is None else allowed.flatten(1)
         budget = self.count(ratio, grid, allowed)
-        moves = self._play(image, BoxEnvironment(boxes, free, budget, steps=self.n_steps, stop=self.stop))
-        cells = moves.new.any(1).view(-1, 1, *grid)
+        looked = self.scorer.look(image)
+        moves = self._play(image, looked, BoxEnvironment(boxes, free, budget, steps=self.n_steps, stop=self.stop))
         state = BoxState(moves.hidden, moves.numbers, moves.error)
+        scores, value = self.scorer(looked, state)  # again, but all steps at once: one gradient instead of one per step
+        cells = moves.new.any(1).view(-1, 1, *grid)
         return BoxDecision(
             mask=self.expand(cells, image),
             cells=cells,
             allowed=allowed,
-            policy_map=_policy_map(boxes, moves, free).view(-1, 1, *grid),
+            policy_map=boxes.policy_map(scores[:, 0].detach(), moves.valid[:, 0], free).view(-1, 1, *grid),
             episode=Episode(image, state, moves.valid, moves.actions, moves.live),
             box_cells=moves.new,
-            scores=moves.scores,
-            value=moves.value,
+            scores=self.learner.read(scores, value, moves.valid),
+            value=value,
+            predicted=self.scorer.single_cells(looked),
             ratio=ratio,
         )
 
@@ -183,9 +189,12 @@ class BoxMasker(Masker):
         for decision, reward in steps:
             own = _own(decision)
             error = image_to_cells(reward, self.patch_size).flatten(1)
-            rewards = self.reward(error, own.cells.flatten(1), own.box_cells)
+            hidden = own.cells.flatten(1)
+            rewards = self.reward(error, hidden, own.box_cells)
             draws = self.uniform(len(reward), device=reward.device)
             losses.append(self.learner.loss(self.scorer, own, rewards, draws))
+            if own.predicted is not None:
+                losses[-1] = losses[-1] + self.cell_weight * self.reward.cell_loss(own.predicted, error, hidden)
         if self.training:
             self.learner.follow(self.scorer)
         return torch.stack(losses).mean()
@@ -196,21 +205,17 @@ class BoxMasker(Masker):
         size = own.box_cells.sum() / own.box_cells.any(2).sum().clamp_min(1)
         return self.learner.diagnostics(own) | {"box_cells_mean": size}
 
-    def _play(self, image: Tensor, environment: BoxEnvironment) -> Moves:
-        """Let the agent act; it looks at the image once."""
-        looked = self.scorer.look(image)
+    @torch.no_grad()
+    def _play(self, image: Tensor, looked: Tensor, environment: BoxEnvironment) -> Moves:
+        """Let the agent act; it has looked at the image once."""
         shape = (self.n_steps, len(image), environment.actions + 1)
         draws = self.uniform(*shape, device=image.device) if self.training else None
         moves = []
         for step in range(self.n_steps):
-            state, valid = environment.observe(self._error(image, environment)), environment.valid().unsqueeze(1)
-            raw, value = self.scorer(looked, state)
-            scores = self.learner.read(raw, value, valid)
-            known = scores.detach()[:, 0], valid[:, 0]
-            action = best_action(*known) if draws is None else self.learner.act(*known, draws[step])
-            live = valid.any(2)
-            new = environment.step(action, live[:, 0])
-            moves.append(Moves(*state, valid, raw, scores, value, action.unsqueeze(1), live, new.unsqueeze(1)))
+            state = environment.observe(self._error(image, environment))
+            scores, valid = self.scorer(looked, state)[0].squeeze(1), environment.valid
+            action = best_action(scores, valid) if draws is None else self.learner.act(scores, valid, draws[step])
+            moves.append(Moves(*state, *(part.unsqueeze(1) for part in (valid, action, *environment.step(action)))))
         return Moves.joined(moves)
 
     def _error(self, image: Tensor, environment: BoxEnvironment) -> Tensor | None:
@@ -220,13 +225,6 @@ class BoxMasker(Masker):
         if not environment.taken:
             return torch.zeros_like(hidden, dtype=torch.float32)
         return self.error_so_far(image, hidden.view(-1, 1, *environment.boxes.grid))
-
-
-def _policy_map(boxes: BoxActions, moves: Moves, free: Tensor) -> Tensor:
-    """What the first step would like to hide; where the budget admits no box, as if there were no budget."""
-    valid = moves.valid[:, 0, : boxes.number]
-    eligible = torch.where(valid.any(1, keepdim=True), valid, boxes.valid(free, free.sum(1)))
-    return boxes.cell_map(moves.raw.detach()[:, 0, : boxes.number], eligible, free)
 
 
 def _own(decision: Decision) -> BoxDecision:
@@ -247,7 +245,5 @@ def _check_learner(learner: str, dueling: bool, replay: int) -> None:
 def _check_steps(n_steps: int, stop: bool, network: object) -> None:
     if n_steps < 1:
         raise ValueError(f"n_steps: expected at least 1 box, got {n_steps}.")
-    if n_steps == 1 and stop:
-        raise ValueError("stop: acts after the first box, so it needs n_steps of at least 2.")
-    if n_steps == 1 and network is not None:
-        raise ValueError("network: shows the error after earlier boxes, so it needs n_steps of at least 2.")
+    if n_steps == 1 and (stop or network is not None):
+        raise ValueError("stop, network: matter after the first box only, so they need n_steps of at least 2.")

@@ -15,8 +15,8 @@ class QRegionMasker(BoxMasker):
     """Deep Q-learning for context encoding (Intelligent Masking, MLMI 2022): hide the region of the largest Q-value.
 
     The Q-map predicts, for each cell of a coarse grid, the error of the region that begins there. It is a
-    :class:`BoxMasker` of one step, one size and a plain head, without area penalty: an action's target is the mean
-    error of the region, over the running deviation. The paper's grid of 9 x 9 cells comes from
+    :class:`BoxMasker` of one step, one size and a plain head, with an action's target the region's mean error,
+    less the running mean, over the running deviation. The paper's grid of 9 x 9 cells comes from
     ``patch_size=ceil(image_size / 9)``, so 34 for its 300 pixels; in 3D, ``ceil(image_size / 6)`` gives 6 x 6 x 6.
 
     ``mask_ratio`` is a limit that a single region hardly reaches. What differs from the paper: regions lie in the
@@ -37,7 +37,8 @@ class QRegionMasker(BoxMasker):
         double: whether to take double Q-learning targets; for ``n_steps`` of at least 2.
         target_decay: of the target network; for ``n_steps`` of at least 2, 0 for none.
         td_loss: ``mse`` as in the paper, or ``huber``.
-        area_penalty: see :class:`BoxMasker`.
+        area_penalty: see :class:`BoxMasker`; 1 takes the running mean off all targets, which moves no maximum.
+        cell_weight: see :class:`BoxMasker`; none in the paper.
         **kwargs: further options of :class:`BoxMasker`.
 
     Raises:
@@ -67,7 +68,8 @@ class QRegionMasker(BoxMasker):
         double: bool = False,
         target_decay: float = 0.0,
         td_loss: str = "mse",
-        area_penalty: float = 0.0,
+        area_penalty: float = 1.0,
+        cell_weight: float = 0.0,
         **kwargs: Any,
     ) -> None:
         if n_steps == 1 and (double or target_decay):
@@ -90,5 +92,6 @@ class QRegionMasker(BoxMasker):
             target_decay=target_decay,
             td_loss=td_loss,
             area_penalty=area_penalty,
+            cell_weight=cell_weight,
             **kwargs,
         )

@@ -68,6 +68,7 @@ class BoxScorer(nn.Module):
         steps: of an episode; with a single one there is no state to look at.
         with_error: whether states bring error maps.
         with_value: whether to score the state as a whole, too.
+        with_cells: whether to predict single cells from the image, too.
         stop: whether there is one more action, after the boxes.
         width: hidden channels of the head.
     """
@@ -84,6 +85,7 @@ class BoxScorer(nn.Module):
         steps: int,
         with_error: bool = False,
         with_value: bool = True,
+        with_cells: bool = False,
         stop: bool = False,
         width: int = 32,
     ) -> None:
@@ -92,13 +94,13 @@ class BoxScorer(nn.Module):
         self.patch_size = tuple(patch_size)
         self.sizes = tuple(tuple(size) for size in sizes)
         self.features = features
-        streams = width * (1 + with_value)
-        self.from_image = conv(int(features.out_channels), streams, 3, padding=1)  # type: ignore[arg-type]
-        self.from_maps = conv(1 + with_error, streams, 3, padding=1, bias=False) if steps > 1 else None
-        self.from_numbers = nn.Linear(2, streams, bias=False) if steps > 1 else None
+        self.from_image = conv(int(features.out_channels), width, 3, padding=1)  # type: ignore[arg-type]
+        self.from_maps = conv(1 + with_error, width, 3, padding=1, bias=False) if steps > 1 else None
+        self.from_numbers = nn.Linear(2, width, bias=False) if steps > 1 else None
         self.boxes = _small(conv(width, len(self.sizes), 1))
         cells = torch.tensor([float(torch.Size(size).numel()) for size in self.sizes])
         self.register_buffer("cells", cells.view(-1, *[1] * spatial_dims), persistent=False)
+        self.single = _small(conv(width, 1, 1)) if with_cells else None
         self.value = _small(nn.Linear(width, 1)) if with_value else None
         self.stop = _small(nn.Linear(width, 1)) if stop else None
 
@@ -106,6 +108,11 @@ class BoxScorer(nn.Module):
         """Map ``[B, C, *S]`` to what the head needs to know of it, ``[B, width, *G]`` float32, autocast or not."""
         with torch.autocast(image.device.type, enabled=False):
             return cast(Tensor, self.from_image(self.features(pad_to_cells(image.float(), self.patch_size))))
+
+    def single_cells(self, looked: Tensor) -> Tensor | None:
+        """One number for each cell of the image, ``[B, N]``, if there is such a prediction."""
+        with torch.autocast(looked.device.type, enabled=False):
+            return None if self.single is None else self.single(looked.relu()).flatten(1)
 
     def forward(self, looked: Tensor, state: BoxState) -> tuple[Tensor, Tensor | None]:
         """Score all actions and the state, at each of ``T`` steps.
@@ -119,13 +126,12 @@ class BoxScorer(nn.Module):
         """
         with torch.autocast(looked.device.type, enabled=False):
             hidden = self._with_state(looked, state).relu()
-            width = self.boxes.in_channels
             mean = hidden.flatten(3).mean(3)
-            means = box_sums(self.boxes(hidden[:,:,:width].flatten(0, 1)), self.sizes) / self.cells
+            means = box_sums(self.boxes(hidden.flatten(0, 1)), self.sizes) / self.cells
             scores = means.flatten(1).unflatten(0, hidden.shape[:2])
             if self.stop is not None:
-                scores = torch.cat([scores, self.stop(mean[:,:,:width])], dim=2)
-            return scores, None if self.value is None else self.value(mean[:,:,width:]).squeeze(2)
+                scores = torch.cat([scores, self.stop(mean)], dim=2)
+            return scores, None if self.value is None else self.value(mean).squeeze(2)
 
     def _with_state(self, looked: Tensor, state: BoxState) -> Tensor:
         """Add what depends on the state, ``[B, T, width, *G]``."""
