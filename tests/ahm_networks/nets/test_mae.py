@@ -222,7 +222,6 @@ class TestErrors:
         with pytest.raises(ValueError, match=rf"the ViT does not take {argument}; it takes hidden_size, mlp_dim"):
             MaskedAutoencoder(2, img_size=32, encoder_args={argument: 3})
 
-
     def test_only_a_vit_can_leave_tokens_out(self):
         with pytest.raises(ValueError, match=r"backbone: .* only .* 'unetr' can, got 'swinunetr'; take SimMIM"):
             MaskedAutoencoder(2, img_size=32, backbone="swinunetr")
