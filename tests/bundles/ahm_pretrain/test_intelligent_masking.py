@@ -113,7 +113,7 @@ def test_network_and_masker_learn_and_inference_runs(volumes: Path, tmp_path: Pa
         assert any(
             key.endswith("weight") and not torch.equal(still[name][key], moved[name][key]) for key in moved[name]
         )
-    options = {**NETWORK, "crop_size": 18, "architectures#encoder_decoder#fill": "mean"}
+    options = {**NETWORK, "crop_size": 18}
     workflow = infer(volumes, tmp_path / "inferred", tmp_path / "moved/models/model.pt", **options)
     assert workflow.parser.get_parsed_content("network_def").fill == "mean"
     assert list((tmp_path / "inferred").rglob("*reconstruction*"))
