@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,25 @@ __all__ = ["load_trained", "trained_settings"]
 logger = logging.getLogger(__name__)
 
 
-def trained_settings(path: str | Path) -> dict[str, Any]:
-    """Return the settings that a finetuning run wrote into its checkpoint, so that inference need not repeat them.
+def trained_settings(path: str | Path, *, task: str | None = None) -> dict[str, Any]:
+    """Return the settings that a training wrote into its checkpoint, so that inference need not repeat them.
+
+    Args:
+        path: a checkpoint.
+        task: what it must have been trained for; ``None`` takes any.
 
     Returns:
         Such as ``task``, ``classes``, ``spatial_dims``, ``crop_size``, ``backbone``; empty where there is no file, so
         that a configuration can be read before anything was trained, and for checkpoints without settings.
 
     Raises:
-        ValueError: when the file is no checkpoint.
+        ValueError: when the file is no checkpoint, or one of another task.
     """
     if not Path(path).is_file():
         return {}
     settings: dict[str, Any] = load_checkpoint(path).get("provenance", {}).get("settings", {})
+    if task is not None:
+        _check_task(path, settings, task)
     return settings
 
 
@@ -53,13 +59,18 @@ def load_trained(path: str | Path, network: nn.Module, *, task: str, classes: Se
     content = load_checkpoint(path)
     provenance: dict[str, Any] = content.get("provenance", {})
     settings = provenance.get("settings", {})
-    if settings.get("task", task) != task:
-        raise ValueError(
-            f"{path}: a checkpoint of {settings['task']}, expected one of {task}: train one first, with this as "
-            "--pretrained if it shall start from there."
-        )
+    _check_task(path, settings, task)
     if list(settings.get("classes", classes)) != list(classes):
         raise ValueError(f"{path}: trained for the classes {settings['classes']}, got classes {list(classes)}.")
     restore_objects(path, content, {"model": network})
     logger.info("Loaded %s, made %s with versions %s.", path, provenance.get("created"), provenance.get("versions"))
     return provenance
+
+
+def _check_task(path: str | Path, settings: Mapping[str, Any], task: str) -> None:
+    found = settings.get("task", task)
+    if found != task:
+        start = " with this as --pretrained if it shall start from there," if found == "pretraining" else ""
+        raise ValueError(
+            f"{path}: a checkpoint of {found}, expected one of {task}: train one first,{start} or name it."
+        )

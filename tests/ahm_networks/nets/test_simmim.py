@@ -118,6 +118,8 @@ class TestForward:
             assert name in frozen or parameter.grad.abs().sum() > 0, name
 
     def test_bfloat16_autocast(self, kind, dims):
+        if (kind, dims) == ("swinunetr v2", 3):
+            pytest.skip("torch's bfloat16 convolutions on CPUs read uninitialised memory for maps of 2x2x2 voxels")
         network = build(kind, dims).train()
         image, mask = example(dims)
         with torch.autocast("cpu", torch.bfloat16):

@@ -27,7 +27,7 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"schedule": "nope"}, ["schedule: expected one of cosine, step", "nope"]),
         ({"backbone": "vnet"}, ["backbone: expected one of unet", "vnet"]),
         ({"backbone_args": {"depth": 3}}, ["backbone_args: unet does not take depth", "channels"]),
-        ({"backbone": "unetr", "backbone_args": {}}, ["backbone_args: unetr needs img_size"]),
+        ({"backbone": "unetr", "backbone_args": {}, "crop_size": 24}, ["an img_size of 3 multiples of 16", "24"]),
         ({"modality": "xray"}, ["modality", "mr, ct, image2d", "xray"]),
         ({"spatial_dims": 4}, ["spatial_dims", "2 or 3", "4"]),
         ({"in_channels": 2}, ["scan0.nii.gz", "1 channel(s), expected 2"]),
