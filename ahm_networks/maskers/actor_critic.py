@@ -16,11 +16,11 @@ from ahm_networks.maskers.policies import ActorCriticDecision, BernoulliPolicy, 
 from ahm_networks.nets.policy import CellScorer, feature_network
 from ahm_networks.rl import functional as rl
 from ahm_networks.rl.running import RunningMoments
+from ahm_networks.rl.schedules import LinearSchedule
 from ahm_transforms.masking.functional import cell_count, image_to_cells
 
 __all__ = ["ActorCriticMasker"]
 
-ENTROPY_FLOOR_WEIGHT = 2.0
 OPTIONS = {
     "mode": ("set", "bernoulli"),
     "credit": ("set", "patch"),
@@ -103,7 +103,7 @@ class ActorCriticMasker(Masker):
         self.policy = policy
         self.temperature = temperature
         self.value_weight = value_weight
-        self.entropy_weight = entropy_weight
+        self.entropy_weight = LinearSchedule(*entropy_weight)
         self.entropy_floor = entropy_floor
         self.num_samples = num_samples
         self.progress = 0.0
@@ -178,10 +178,8 @@ class ActorCriticMasker(Masker):
         return rl.masked_mean(F.smooth_l1_loss(decision.value, target, reduction="none"), known).mean()
 
     def _entropy_loss(self, logits: Tensor) -> Tensor:
-        first, last = self.entropy_weight
-        entropy = self.policy.entropy(logits)
-        bonus = (first + (last - first) * self.progress) * entropy
-        return (ENTROPY_FLOOR_WEIGHT * F.relu(self.entropy_floor - entropy) - bonus).mean()
+        weight = self.entropy_weight(self.progress)
+        return rl.entropy_loss(self.policy.entropy(logits), weight, self.entropy_floor).mean()
 
 
 def _own(decision: Decision) -> ActorCriticDecision:

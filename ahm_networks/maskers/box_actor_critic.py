@@ -15,8 +15,6 @@ from ahm_networks.rl.schedules import LinearSchedule
 
 __all__ = ["ActorCriticLearner"]
 
-ENTROPY_FLOOR_WEIGHT = 2.0
-
 
 class ActorCriticLearner(BoxLearner):
     """Policy gradient with the value of the state as its baseline.
@@ -69,9 +67,7 @@ class ActorCriticLearner(BoxLearner):
         return {"policy_entropy": entropy, "advantage_std": self.advantage_moments.std}
 
     def _entropy_loss(self, decision: BoxDecision) -> Tensor:
-        entropy = _entropy(decision)
-        penalty = ENTROPY_FLOOR_WEIGHT * F.relu(self.entropy_floor - entropy)
-        loss = penalty - self.entropy_weight(self.progress) * entropy
+        loss = rl.entropy_loss(_entropy(decision), self.entropy_weight(self.progress), self.entropy_floor)
         return rl.masked_mean(loss.flatten(), decision.episode.live.flatten())
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ahm_networks.maskers.base import Decision, Masker
 from ahm_networks.maskers.borrowed import BorrowedNetwork
 from ahm_networks.rl.functional import rank_reward
+from ahm_networks.rl.schedules import LinearSchedule
 from ahm_transforms.masking.functional import choose_cells, image_to_cells
 
 __all__ = ["TeacherErrorMasker"]
@@ -83,7 +84,7 @@ class TeacherErrorMasker(Masker):
         if passes not in (1, 2):
             raise ValueError(f"passes: expected 1 or 2, got {passes!r}.")
         self.in_channels = in_channels
-        self.decay = decay
+        self.decay = LinearSchedule(*decay, end=RAMP)
         self.passes = passes
         self.error = error or _absolute_difference
         self.amp_dtype = amp_dtype
@@ -100,8 +101,7 @@ class TeacherErrorMasker(Masker):
 
     def set_progress(self, progress: float) -> None:
         """Move the decay along its schedule."""
-        first, last = self.decay
-        self.scheduled_decay = first + (last - first) * min(progress / RAMP, 1.0)
+        self.scheduled_decay = self.decay(progress)
 
     def forward(self, image: Tensor, *, mask_ratio: float | None = None, foreground: Tensor | None = None) -> Decision:
         """See :meth:`Masker.forward`; at ratio 0 the teacher moves, but rebuilds nothing."""

@@ -17,6 +17,7 @@ __all__ = [
     "bernoulli_log_prob",
     "categorical_entropy",
     "centred_logits",
+    "entropy_loss",
     "gumbel",
     "gumbel_top_k",
     "inclusion_probability",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 EPS = 1e-6
+ENTROPY_FLOOR_WEIGHT = 2.0
 FORBIDDEN = -1e30  # stands for -inf where a gradient passes: exp of it is 0, and its differences stay finite
 
 
@@ -144,6 +146,16 @@ def bernoulli_entropy(logits: Tensor) -> Tensor:
     allowed = torch.isfinite(logits)
     p = torch.where(allowed, logits, 0.0).sigmoid()
     return masked_mean(_binary_entropy(p), allowed) / _binary_entropy(masked_mean(p, allowed).detach())
+
+
+def entropy_loss(entropy: Tensor, weight: float, floor: float) -> Tensor:
+    """Penalty below the floor, minus the weighted bonus, for entropies of any shape as shares of their largest value.
+
+    Example:
+        >>> entropy_loss(torch.tensor([0.5, 1.0]), weight=0.5, floor=0.75).tolist()
+        [0.25, -0.5]
+    """
+    return ENTROPY_FLOOR_WEIGHT * torch.relu(floor - entropy) - weight * entropy
 
 
 def _binary_entropy(p: Tensor) -> Tensor:
