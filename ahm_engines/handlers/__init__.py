@@ -5,6 +5,7 @@ from ahm_engines.handlers.case_panel import CasePanel
 from ahm_engines.handlers.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 from ahm_engines.handlers.classification_scores import ClassificationScores
 from ahm_engines.handlers.contrastive_scores import ContrastiveScores
+from ahm_engines.handlers.costs import RunCosts
 from ahm_engines.handlers.diagnostics import MaskOverlap
 from ahm_engines.handlers.logging import TensorBoardScalars, TrainingBar
 from ahm_engines.handlers.panel import MaskPanel, draw_panel
@@ -30,6 +31,7 @@ __all__ = [
     "MaskPanel",
     "PretrainedWeights",
     "QuickLookd",
+    "RunCosts",
     "SegmentationScores",
     "TensorBoardScalars",
     "TrainingBar",

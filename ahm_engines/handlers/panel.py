@@ -84,7 +84,6 @@ def draw_panel(
     """
     _check_shapes(image, policy_map, mask, pred)
     count = min(rows, image.shape[0])
-    y_up = image.ndim == 5 if y_up is None else y_up
     image, mask, pred = image[:count], mask[:count], pred[:count]
     rebuilt = composite(image.float(), pred, mask)
     pictures = {
@@ -102,6 +101,8 @@ class MaskPanel:
     """Write one picture per validation, ``panel_epoch0005.png``, of the first batch.
 
     Attach it to a :class:`~ahm_engines.evaluator.MaskedEvaluator`; the validation handler tells that the epoch.
+    ``maps_dir`` keeps what the first columns show as numbers, of all images of the batch: ``epoch0005.npz`` with
+    ``image`` float32, ``mask`` bool and, where the masker has one, ``policy`` float32, each ``[B, height, width]``.
 
     Args:
         output_dir: folder for the pictures, made if need be.
@@ -109,9 +110,10 @@ class MaskPanel:
         y_up: as in :func:`draw_panel`.
         summary_writer: TensorBoard writer that gets the picture too.
         every: validations between two pictures.
+        maps_dir: folder for the numbers, made if need be; ``None`` keeps none.
 
     Raises:
-        OSError: when ``output_dir`` cannot be written to.
+        OSError: when a folder cannot be written to.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class MaskPanel:
         y_up: bool | None = None,
         summary_writer: Any = None,
         every: int = 1,
+        maps_dir: str | Path | None = None,
     ) -> None:
         if rows < 1 or every < 1:
             raise ValueError(f"rows and every: expected at least 1, got {rows} and {every}.")
@@ -130,6 +133,7 @@ class MaskPanel:
         self.y_up = y_up
         self.summary_writer = summary_writer
         self.every = every
+        self.maps_folder = None if maps_dir is None else writable_folder(maps_dir)
         self._validations = 0
 
     def attach(self, engine: Engine) -> None:
@@ -140,17 +144,11 @@ class MaskPanel:
         """Draw what the first iteration left in the output."""
         self._validations += 1
         if idist.get_rank() == 0 and (self._validations - 1) % self.every == 0:
-            self._write(self._figure(engine), engine.state.epoch)
-
-    def _figure(self, engine: Engine) -> Figure:
-        output = engine.state.output
-        image, decision = output[MaskedKeys.IMAGE], output[MaskedKeys.DECISION]
-        policy_map = decision.policy_map
-        if policy_map is not None:
-            policy_map = engine.masker.expand(policy_map, image)
-        mask, pred = output[MaskedKeys.MASK], output[MaskedKeys.PRED]
-        title = f"epoch {engine.state.epoch}"
-        return draw_panel(image, policy_map, mask, pred, rows=self.rows, y_up=self.y_up, title=title)
+            image, policy_map, mask, pred = _tensors(engine)
+            epoch, title = engine.state.epoch, f"epoch {engine.state.epoch}"
+            self._write(draw_panel(image, policy_map, mask, pred, rows=self.rows, y_up=self.y_up, title=title), epoch)
+            if self.maps_folder is not None:
+                _write_maps(self.maps_folder / f"epoch{epoch:04d}.npz", image, policy_map, mask, self.y_up)
 
     def _write(self, figure: Figure, epoch: int) -> None:
         path = self.folder / f"panel_epoch{epoch:04d}.png"
@@ -160,6 +158,22 @@ class MaskPanel:
             canvas.draw()
             pixels = np.asarray(canvas.buffer_rgba())
             self.summary_writer.add_image("panel", pixels[..., :3], epoch, dataformats="HWC")
+
+
+def _tensors(engine: Engine) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Image, policy map spread over the voxels, mask and prediction of an evaluator's last batch."""
+    output = engine.state.output
+    image, policy_map = output[MaskedKeys.IMAGE], output[MaskedKeys.DECISION].policy_map
+    if policy_map is not None:
+        policy_map = engine.masker.expand(policy_map, image)
+    return image, policy_map, output[MaskedKeys.MASK], output[MaskedKeys.PRED]
+
+
+def _write_maps(path: Path, image: Tensor, policy_map: Tensor | None, mask: Tensor, y_up: bool | None) -> None:
+    maps: dict[str, Any] = {"image": np.stack(_pages(image, y_up)), "mask": np.stack(_pages(mask, y_up)) > 0.5}
+    if policy_map is not None:
+        maps["policy"] = np.stack(_pages(policy_map, y_up))
+    write_atomically(path, lambda file: np.savez_compressed(file, **maps))
 
 
 def _check_shapes(image: Tensor, policy_map: Tensor | None, mask: Tensor, pred: Tensor) -> None:
@@ -173,8 +187,9 @@ def _check_shapes(image: Tensor, policy_map: Tensor | None, mask: Tensor, pred: 
             raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}.{hint}")
 
 
-def _pages(images: Tensor, y_up: bool) -> list[np.ndarray]:
+def _pages(images: Tensor, y_up: bool | None) -> list[np.ndarray]:
     """First channel, middle slice, first axis to the right."""
+    y_up = images.ndim == 5 if y_up is None else y_up
     pages = images[:, 0] if images.ndim == 4 else images[:, 0, ..., images.shape[-1] // 2]
     arrays = pages.detach().float().cpu().numpy()
     return [np.rot90(page) if y_up else page.T for page in arrays]

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import pytest
 import torch
@@ -184,6 +185,13 @@ def test_tensorboard_gets_the_same_picture(tmp_path: Path) -> None:
         assert np.array_equal(pixels, np.asarray(picture.convert("RGB")))
 
 
+def test_further_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    panel = MaskPanel(tmp_path / "panels", maps_dir=tmp_path / "maps")
+    monkeypatch.setattr(idist, "get_rank", lambda: 1)
+    evaluator(panel).run()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_failing_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def half(self: Figure, file: Any, **kwargs: Any) -> None:
         file.write(b"half a picture")
@@ -199,6 +207,51 @@ def test_folder_that_cannot_be_written_to_is_named_at_once(tmp_path: Path) -> No
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         MaskPanel(tmp_path / "file" / "panels")
+
+
+def maps(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as content:
+        return dict(content)
+
+
+def test_maps_are_the_pages_of_the_picture_for_every_image_of_the_first_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(MaskPanel, "_write", lambda self, figure, epoch: figures.append(figure))
+    panel = MaskPanel(tmp_path / "panels", rows=2, y_up=True, maps_dir=tmp_path / "new" / "maps")
+    evaluator(panel, ActorCriticMasker(2, 8, 0.5)).run(5)
+    content = maps(tmp_path / "new/maps/epoch0005.npz")
+    kinds = {name: (values.shape, values.dtype) for name, values in content.items()}
+    assert kinds == dict.fromkeys(("image", "policy"), ((3, 20, 17), np.float32)) | {"mask": ((3, 20, 17), np.bool_)}
+    for number in range(2):
+        axes = row(figures[0], number)
+        for name, column in (("image", "image"), ("mask", "mask"), ("policy", "policy map")):
+            assert np.array_equal(content[name][number], shown(axes[column])), name
+    assert 0 < content["mask"][2].mean() < 1 and np.ptp(content["image"][2]) > 0
+
+
+def test_maps_of_volumes_are_their_middle_slices_with_anterior_up(tmp_path: Path) -> None:
+    image = torch.zeros(2, 2, 8, 10, 7)
+    image[1, 0, 7, 9, 3] = 1.0  # the last voxel of both axes, in the first channel's middle slice
+    network = ReconstructionUNet(3, in_channels=2, backbone=nn.Conv3d(2, 2, 3, padding=1))
+    panel = MaskPanel(tmp_path, maps_dir=tmp_path)
+    MaskedEvaluator("cpu", [{"image": image}], network, UniformMasker(3, 2, 0.5), val_handlers=[panel]).run(1)
+    content = maps(tmp_path / "epoch0001.npz")
+    assert np.argwhere(content["image"]).tolist() == [[1, 0, 7]]
+    assert content["image"].shape == content["mask"].shape == (2, 10, 8)
+
+
+def test_maps_hold_no_policy_where_there_is_none(tmp_path: Path) -> None:
+    evaluator(MaskPanel(tmp_path / "panels", maps_dir=tmp_path / "maps")).run(1)
+    assert maps(tmp_path / "maps/epoch0001.npz").keys() == {"image", "mask"}
+
+
+def test_maps_keep_to_the_interval_of_the_pictures(tmp_path: Path) -> None:
+    engine = evaluator(MaskPanel(tmp_path / "panels", every=2, maps_dir=tmp_path / "maps"))
+    for epoch in range(1, 5):
+        engine.run(epoch)
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["epoch0001.npz", "epoch0003.npz"]
 
 
 @pytest.mark.parametrize("options", [{"rows": 0}, {"every": 0}])

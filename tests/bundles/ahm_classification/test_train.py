@@ -83,6 +83,7 @@ def test_training_from_scratch_leaves_checkpoints_and_a_record(pictures: Path, t
     assert record["settings"]["architecture_args"] == network
     assert record["data"]["training_cases_by_class"] == {"rows": 3, "columns": 3}
     assert content["provenance"] == record
+    assert json.loads((tmp_path / "costs.json").read_text())["steps"] == 6
 
 
 def test_pretrained_weights_arrive(pictures: Path, pretrained: Path, tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def test_run_leaves_checkpoints_record_and_curves(volumes: Path, tmp_path: Path,
     assert (settings["task"], settings["architecture"], settings["masker"]) == ("pretraining", "contrastive", None)
     assert (settings["spatial_dims"], settings["backbone"]) == (dims, "unet")
     assert settings["backbone_args"] == TINY["backbone_args"]
+    assert json.loads((tmp_path / "costs.json").read_text())["steps"] == 10
     scalars = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()["scalars"]
     assert {"train/loss", "val/retrieval", "val/alignment", "val/contrastive_loss"} <= set(scalars)
 

@@ -62,6 +62,8 @@ def test_every_masker_trains(volumes: Path, tmp_path: Path, masker: str, dims: i
         "panel_epoch0001.png",
         "panel_epoch0002.png",
     ]
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["epoch0001.npz", "epoch0002.npz"]
+    assert json.loads((tmp_path / "costs.json").read_text())["steps"] == 6
 
 
 @pytest.mark.parametrize("masker", SHELF)

@@ -81,6 +81,10 @@ def test_run_leaves_checkpoints_record_and_curves(volumes: Path, tmp_path: Path)
     settings = record["settings"]
     assert (settings["task"], settings["classes"], settings["crop_size"]) == ("segmentation", CLASSES, 16)
     assert list((tmp_path / "tensorboard").iterdir())
+    costs = (tmp_path / "costs.json").read_text()
+    assert json.loads(costs)["steps"] == 4
+    train(volumes, tmp_path, max_epochs=2, seed=5, resume=True)  # has nothing left to do
+    assert (tmp_path / "costs.json").read_text() == costs
 
 
 @pytest.mark.parametrize("dims", [2, 3])

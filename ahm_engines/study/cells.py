@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cells of a study: one pretraining or one finetuning each, as a bundle run and its configuration files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ahm_engines
+from ahm_engines.study.settings import COMMON, Arm, Study
+from ahm_engines.study.splits import Splits
+
+__all__ = ["Cell", "Job", "bundles_folder", "finetuning_cells", "make_job", "pretraining_cells"]
+
+BEST, OPTIONS = "model.pt", "options.json"
+FINETUNING = {"segmentation": "ahm_segmentation", "classification": "ahm_classification"}
+LABELLING = ("label_values", "allow_empty_labels")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One pretraining (``fraction`` is ``None``) or finetuning."""
+
+    stage: str
+    arm: str
+    seed: int
+    fraction: float | None = None
+
+    @property
+    def folder(self) -> str:
+        """Where its run writes, below the study's folder."""
+        labels = "" if self.fraction is None else f"_labels{self.fraction:g}"
+        return f"runs/{self.stage}/{self.arm}{labels}_seed{self.seed}"
+
+    def __str__(self) -> str:
+        labels = "" if self.fraction is None else f", {self.fraction:.3g} of the labels"
+        return f"{self.stage} {self.arm}{labels}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell ready to run.
+
+    Attributes:
+        cell: what it is.
+        folder: where it writes.
+        options: what ``options.json`` in that folder will hold: the entries that differ from the bundle's own.
+        bundle: the bundle's folder.
+        overlays: names of the bundle's configuration files between ``train.json`` and the options.
+        config_hash: of all that decides its numbers; no paths.
+    """
+
+    cell: Cell
+    folder: Path
+    options: dict[str, Any]
+    bundle: Path
+    overlays: tuple[str, ...]
+    config_hash: str
+
+    def config_files(self, *more: str) -> list[str]:
+        """Configuration files of the bundle command: train.json, overlays, ``more``, options."""
+        names = ["train.json", *self.overlays, *more]
+        return [*(str(self.bundle / "configs" / name) for name in names), str(self.folder / OPTIONS)]
+
+
+def pretraining_cells(study: Study, *, equal_time: bool) -> Iterator[Cell]:
+    """Pretrainings of arms with (or without) a time to keep to, seed by seed."""
+    for seed in study.all_seeds:
+        for name, arm in study.arms.items():
+            if arm.pretrain is not None and (arm.equal_time is not None) == equal_time:
+                yield Cell("pretrain", name, seed)
+
+
+def finetuning_cells(study: Study) -> Iterator[Cell]:
+    """All finetunings; seed by seed, so that a study which is stopped early has whole seeds."""
+    for seed in study.all_seeds:
+        for fraction, seeds in study.seeds.items():
+            if seed in seeds:
+                for name in study.arms:
+                    yield Cell("finetune", name, seed, fraction)
+
+
+def make_job(
+    cell: Cell, study: Study, splits: Splits, folder: Path, bundles: Path, *, epochs: int, before: str | None
+) -> Job:
+    """Return the run of a cell.
+
+    Args:
+        cell: which.
+        study: its settings.
+        splits: its datalists.
+        folder: of the study.
+        bundles: folder of the bundles.
+        epochs: of its training.
+        before: hash of the pretraining that it goes on from.
+    """
+    arm = study.arms[cell.arm]
+    pretraining = cell.stage == "pretrain"
+    datalist = splits.pretrain[cell.seed] if cell.fraction is None else splits.finetune[cell.fraction, cell.seed]
+    own = {**study.pretrain, **(arm.pretrain or {})} if pretraining else _finetuning(study, arm)
+    common = {key: study.data[key] for key in COMMON if key in study.data}
+    options = {**common, **own, "max_epochs": epochs, "seed": cell.seed}
+    paths = {
+        "dataset_dir": study.data.get("dataset_dir") or str(Path(study.data["datalist"]).parent),
+        "datalist": str(datalist),
+        "output_dir": str(folder / cell.folder),
+        "resume": True,
+    }
+    if before is not None:
+        paths["pretrained"] = str(folder / Cell("pretrain", cell.arm, cell.seed).folder / "models" / BEST)
+    overlays = tuple(arm.overlays) if pretraining else ()
+    config_hash = _hash([cell.stage, options, overlays, _patients(datalist), before])
+    bundle = bundles / ("ahm_pretrain" if pretraining else FINETUNING[study.task])
+    return Job(cell, folder / cell.folder, options | paths, bundle, overlays, config_hash)
+
+
+def bundles_folder(folder: str | Path | None = None) -> Path:
+    """Return the folder of the bundles: the one given, ``bundles`` here, or that beside the installed packages.
+
+    Raises:
+        FileNotFoundError: when there is none.
+    """
+    places = [Path(folder)] if folder else [Path("bundles"), Path(ahm_engines.__file__).parents[1] / "bundles"]
+    for place in places:
+        if (place / "ahm_pretrain" / "configs" / "train.json").is_file():
+            return place.absolute()
+    raise FileNotFoundError(
+        f"no bundles in {', '.join(str(place) for place in places)}: run from the project's folder, or pass "
+        "--bundles_dir."
+    )
+
+
+def _finetuning(study: Study, arm: Arm) -> dict[str, Any]:
+    labels = {key: study.data[key] for key in ("classes", *LABELLING) if key in study.data}
+    if study.task == "classification":
+        labels = {"classes": study.data["classes"], "key_metric": study.key_metric}
+    if "unit" in study.data:
+        labels["unit"] = study.data["unit"]
+    return {**labels, "evaluate_cases": study.evaluate_on, **study.finetune, **arm.finetune}
+
+
+def _patients(datalist: Path) -> Any:
+    """The patients of a datalist, without folders."""
+    content = json.loads(datalist.read_text(encoding="utf-8"))
+    return {part: [entry["patient_id"] for entry in entries] for part, entries in content.items()}
+
+
+def _hash(parts: Any) -> str:
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

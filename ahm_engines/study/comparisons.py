@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every arm against the arms it is compared with, seed by seed, and its steps to the target."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ahm_engines.study.finished import Curve, Finished
+from ahm_engines.study.quantities import quantity
+from ahm_engines.study.statistics import (
+    TARGET_SHARE,
+    Interval,
+    SpeedUp,
+    Verdict,
+    judge,
+    paired_bootstrap,
+    running_mean,
+    speed_up,
+    steps_to_target,
+)
+
+__all__ = ["Comparison", "Race", "compare", "compare_all", "race", "targets"]
+
+
+class Comparison(NamedTuple):
+    """Arm minus reference in the key metric; ``unmatched`` names the seeds that only one of them has."""
+
+    arm: str
+    reference: str
+    fraction: float
+    differences: dict[int, float]
+    interval: Interval
+    verdict: Verdict
+    unmatched: dict[str, list[int]]
+
+
+class Race(NamedTuple):
+    """Steps of an arm to the target of scratch: seed to steps, ``None`` = never reached."""
+
+    arm: str
+    fraction: float
+    steps: dict[int, float | None]
+    against_scratch: SpeedUp
+
+
+def compare_all(study: Finished) -> list[Comparison]:
+    """All comparisons of the study, arm by arm, fractions innermost."""
+    pairs = [(arm, reference) for arm, settings in study.arms.items() for reference in settings.compare_with]
+    return [compare(study, *pair, fraction) for pair in pairs if pair[1] in study.arms for fraction in study.seeds]
+
+
+def compare(study: Finished, arm: str, reference: str, fraction: float) -> Comparison:
+    """Pair two arms by seed; only seeds that both have finished count."""
+    ours, theirs = (study.values(study.key_metric, name, fraction) for name in (arm, reference))
+    differences = {seed: ours[seed] - theirs[seed] for seed in sorted(ours) if seed in theirs}
+    interval = paired_bootstrap(list(differences.values()))
+    alone = {arm: sorted(set(ours) - set(theirs)), reference: sorted(set(theirs) - set(ours))}
+    unmatched = {name: seeds for name, seeds in alone.items() if seeds}
+    return Comparison(arm, reference, fraction, differences, interval, judge(interval), unmatched)
+
+
+def targets(study: Finished, fraction: float) -> dict[int, float]:
+    """Seed to target: ``TARGET_SHARE`` of what the smoothed validation score of scratch ends with.
+
+    Seeds whose curve is shorter than the running mean, or ends in NaN, have none; nor has a metric of which less is
+    better.
+    """
+    if study.scratch is None or quantity(study.key_metric).lower_is_better:
+        return {}
+    curves = study.finished_curves(study.scratch, fraction)
+    found = {seed: TARGET_SHARE * float(running_mean([*curve.values()])[-1]) for seed, curve in curves.items()}
+    return {seed: target for seed, target in found.items() if target > 0}  # NaN is not
+
+
+def race(study: Finished, arm: str, fraction: float) -> Race:
+    """Count the steps of an arm until the target of its seed."""
+    goals = targets(study, fraction)
+    steps = _steps(study.finished_curves(arm, fraction), goals)
+    scratch = _steps(study.finished_curves(study.scratch, fraction), goals) if study.scratch else {}
+    return Race(arm, fraction, steps, speed_up(scratch, steps))
+
+
+def _steps(curves: dict[int, Curve], goals: dict[int, float]) -> dict[int, float | None]:
+    return {
+        seed: steps_to_target([*curve], [*curve.values()], target=goals[seed])
+        for seed, curve in curves.items()
+        if seed in goals
+    }

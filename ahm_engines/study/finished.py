@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a study has finished so far, as its folder tells it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ahm_engines.study.cells import Cell
+from ahm_engines.study.results import read_rows
+from ahm_engines.study.settings import STUDY_VERSION, Arm
+
+__all__ = ["FINETUNE", "PRETRAIN", "Finished", "Row", "read_finished"]
+
+PRETRAIN, FINETUNE = "pretrain", "finetune"
+Curve = dict[float, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The last line of results.csv about a cell."""
+
+    cell: Cell
+    texts: Mapping[str, str]
+
+    @property
+    def done(self) -> bool:
+        """Whether the cell has finished."""
+        return self.texts["status"] == "done"
+
+    def number(self, column: str) -> float:
+        """Value of a column; NaN where it is missing, empty or no number."""
+        return _number(self.texts.get(column))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Settings, rows and learning curves of a study; a curve is step to validation score."""
+
+    folder: Path
+    name: str
+    task: str
+    evaluate_on: str
+    key_metric: str
+    metrics: tuple[str, ...]
+    arms: Mapping[str, Arm]
+    seeds: Mapping[float, tuple[int, ...]]
+    rows: Mapping[Cell, Row] = field(default_factory=dict)
+    curves: Mapping[Cell, Curve] = field(default_factory=dict)
+    ignored: int = 0
+
+    @property
+    def scratch(self) -> str | None:
+        """The arm that is not pretrained."""
+        return next((name for name, arm in self.arms.items() if arm.pretrain is None), None)
+
+    def planned(self) -> Iterator[Cell]:
+        """All cells: pretraining first."""
+        every = sorted({seed for seeds in self.seeds.values() for seed in seeds})
+        pretrained = [name for name, arm in self.arms.items() if arm.pretrain is not None]
+        yield from (Cell(PRETRAIN, arm, seed) for arm in pretrained for seed in every)
+        for fraction, seeds in self.seeds.items():
+            yield from (Cell(FINETUNE, arm, seed, fraction) for arm in self.arms for seed in seeds)
+
+    def done(self, stage: str, arm: str | None = None, fraction: float | None = None) -> list[Row]:
+        """Rows of finished cells by seed, those of one arm or fraction where given."""
+        rows = [row for row in self.rows.values() if row.done and row.cell.stage == stage]
+        rows = [row for row in rows if arm in (None, row.cell.arm) and fraction in (None, row.cell.fraction)]
+        return sorted(rows, key=lambda row: row.cell.seed)
+
+    def failed(self, stage: str | None = None, arm: str | None = None, fraction: float | None = None) -> list[Row]:
+        """Rows of cells whose last try failed."""
+        rows = [row for row in self.rows.values() if not row.done and stage in (None, row.cell.stage)]
+        return [row for row in rows if arm in (None, row.cell.arm) and fraction in (None, row.cell.fraction)]
+
+    def values(self, metric: str, arm: str, fraction: float) -> dict[int, float]:
+        """Seed to metric of the finished finetunings that have a finite one."""
+        found = {row.cell.seed: row.number(metric) for row in self.done(FINETUNE, arm, fraction)}
+        return {seed: value for seed, value in found.items() if math.isfinite(value)}
+
+    def finished_curves(self, arm: str, fraction: float) -> dict[int, Curve]:
+        """Seed to learning curve of the finished finetunings, steps rising."""
+        cells = [row.cell for row in self.done(FINETUNE, arm, fraction)]
+        return {cell.seed: dict(sorted(self.curves[cell].items())) for cell in cells if cell in self.curves}
+
+
+def read_finished(folder: str | Path) -> Finished:
+    """Read study.json, results.csv and curves.csv of a study folder; only the first must be there.
+
+    The last row of a cell counts, and of a learning curve the last value at a step. Rows of cells that study.json does
+    not plan, and those evaluated on other patients than it says, are left out and counted in ``ignored``.
+
+    Raises:
+        FileNotFoundError: when there is no study.json.
+        ValueError: when study.json cannot be read, or is of another version.
+    """
+    study = _settings(Path(folder))
+    planned = set(study.planned())
+    lines = read_rows(study.folder / "results.csv")
+    rows = [row for row in map(_row, lines) if row and row.cell in planned and _same_patients(row, study)]
+    curves: dict[Cell, Curve] = {}
+    for line in read_rows(study.folder / "curves.csv"):
+        cell, step = _cell({**line, "stage": FINETUNE}), _number(line.get("step"))
+        if cell in planned and math.isfinite(step):
+            curves.setdefault(cell, {})[step] = _number(line.get("value"))
+    return replace(study, rows={row.cell: row for row in rows}, curves=curves, ignored=len(lines) - len(rows))
+
+
+def _settings(folder: Path) -> Finished:
+    path = folder / "study.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected the folder of a study, as `ahm study` leaves it.")
+    try:
+        return _finished(folder, json.loads(path.read_text(encoding="utf-8")))
+    except KeyError as error:
+        raise ValueError(f"{path}: expected an entry {error}, got none; run the study into a new folder.") from error
+    except (TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as a study ({error}); run the study into a new folder.") from error
+
+
+def _finished(folder: Path, settings: Mapping[str, Any]) -> Finished:
+    if settings["version"] != STUDY_VERSION:
+        raise ValueError(f"expected version {STUDY_VERSION}, got {settings['version']}")
+    return Finished(
+        folder=folder,
+        name=settings["name"],
+        task=settings["task"],
+        evaluate_on=settings["evaluate_on"],
+        key_metric=settings["key_metric"],
+        metrics=tuple(settings["metrics"]),
+        arms={name: Arm(**arm) for name, arm in settings["arms"].items()},
+        seeds={float(fraction): tuple(seeds) for fraction, seeds in settings["seeds"].items()},
+    )
+
+
+def _row(line: Mapping[str, str]) -> Row | None:
+    cell = _cell(line)
+    return Row(cell, line) if cell and line.get("status") in ("done", "failed") else None
+
+
+def _cell(line: Mapping[str, str]) -> Cell | None:
+    stage, fraction, seed = line.get("stage", ""), _number(line.get("fraction")), _number(line.get("seed"))
+    if not math.isfinite(seed):
+        return None
+    return Cell(stage, line.get("arm", ""), int(seed), fraction if math.isfinite(fraction) else None)
+
+
+def _same_patients(row: Row, study: Finished) -> bool:
+    return row.cell.stage == PRETRAIN or row.texts.get("evaluated_on") in (None, "", study.evaluate_on)
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return math.nan

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs in the process of a cell: the bundle's commands, and what came of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from multiprocessing import parent_process
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from ahm_engines.files import write_json
+from ahm_engines.handlers.checkpoint import LAST, load_checkpoint
+from ahm_engines.study.cells import OPTIONS, Job
+
+__all__ = ["OUTCOME", "read_outcome", "run_job"]
+
+OUTCOME, LOG = "outcome.json", "log.txt"
+Points = list[tuple[int, float]]
+
+
+def run_job(job: Job, environment: Mapping[str, str], threads: int) -> None:
+    """Run a job with its output in ``log.txt``, and write ``outcome.json``: what was measured, or the error."""
+    _die_with_parent()
+    os.environ.update(environment)
+    _write_output_to(job.folder / LOG)
+    start = time.perf_counter()
+    try:
+        write_json(job.folder / OPTIONS, job.options)
+        outcome = _run(job, threads) | {"status": "done"}
+    except BaseException as error:  # whatever it is, the study has to know
+        traceback.print_exc()
+        outcome = {"status": "failed", "error": _one_line(error)}
+    write_json(job.folder / OUTCOME, outcome | {"seconds": time.perf_counter() - start})
+
+
+def read_outcome(folder: Path, exitcode: int | None) -> dict[str, Any]:
+    """What `run_job` wrote; of a process that died before, that it did."""
+    path = folder / OUTCOME
+    if path.is_file():
+        outcome: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return outcome
+    signal = f"signal {-exitcode}, perhaps for want of memory" if exitcode and exitcode < 0 else f"exit code {exitcode}"
+    return {"status": "failed", "error": f"the process ended with {signal}; see {LOG} in its folder.", "seconds": None}
+
+
+def _run(job: Job, threads: int) -> dict[str, Any]:
+    import torch  # only here: the environment has to be set before
+
+    torch.set_num_threads(threads)
+    _bundle("training", job.config_files())
+    outcome = _costs(job.folder) | {"steps": _steps(job.folder)}
+    curves = _scalars(job.folder / "tensorboard")
+    if job.cell.stage == "pretrain":
+        last = {name.removeprefix("val/"): points[-1][1] for name, points in curves.items() if name.startswith("val/")}
+        return outcome | {"metrics": last}
+    _bundle("evaluating", job.config_files("evaluate.json"))
+    curve = curves.get(_key_metric(job), [])
+    return outcome | {"metrics": _scores(job.folder), "curve": curve}
+
+
+def _bundle(command: str, files: Sequence[str]) -> None:
+    """``python -m monai.bundle run <command> --config_file ...``, without a new interpreter."""
+    from monai.bundle import run
+
+    sys.argv = ["monai.bundle", "run", command, "--config_file", str(list(files))]  # what run_record.json holds
+    run(command, config_file=list(files))
+
+
+def _costs(folder: Path) -> dict[str, Any]:
+    costs: dict[str, Any] = json.loads((folder / "costs.json").read_text(encoding="utf-8"))
+    return {key: costs[key] for key in ("step_seconds", "memory_mib", "device")}
+
+
+def _steps(folder: Path) -> int:
+    """Of the whole training, however often it was taken up again."""
+    return int(load_checkpoint(folder / "models" / LAST)["trainer"]["iteration"])
+
+
+def _scalars(folder: Path) -> dict[str, Points]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def _key_metric(job: Job) -> str:
+    return str(job.options.get("key_metric", "dice"))
+
+
+def _scores(folder: Path) -> dict[str, float]:
+    """Means over the evaluated cases."""
+    scores = json.loads((folder / "evaluation" / "scores.json").read_text(encoding="utf-8"))["scores"]
+    return {name: value["mean"] if isinstance(value, dict) else value for name, value in scores.items()}
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines)}"[:500]
+
+
+def _write_output_to(path: Path) -> None:
+    """Append everything that is printed, by libraries too, to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
+    logging.captureWarnings(True)
+
+
+def _die_with_parent() -> None:
+    """A study that is killed takes its runs with it."""
+    parent = parent_process()
+    if parent is not None:
+        watch = threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True)
+        watch.start()

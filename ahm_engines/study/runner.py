@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run the cells of a study, one after the other or several at a time, and go on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import multiprocessing
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from multiprocessing.connection import wait
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ahm_engines.files import writable_folder, write_json
+from ahm_engines.study.cells import Cell, Job, bundles_folder, finetuning_cells, make_job, pretraining_cells
+from ahm_engines.study.process import OUTCOME, read_outcome, run_job
+from ahm_engines.study.results import CURVE_COLUMNS, Results, Row, append_row
+from ahm_engines.study.settings import Study
+from ahm_engines.study.splits import Splits, make_splits
+
+__all__ = ["Progress", "StudyRun", "run_study"]
+
+logger = logging.getLogger(__name__)
+
+# imported once, in the server that the cells' processes are forked from
+PRELOADED = [
+    *("monai.bundle", "ahm_engines.handlers", "ahm_networks", "ahm_transforms.recipes"),
+    *("torch.utils.tensorboard", "tensorboard.backend.event_processing.event_accumulator"),
+]
+PACKAGES = {"ahm": "monai-ahm", "monai": "monai", "torch": "torch"}
+GROWING = {"arms", "seeds"}  # of these, a study that goes on may have more
+
+
+@dataclass
+class Progress:
+    """What `run_study` did.
+
+    Attributes:
+        finished: cells that have a result now.
+        failed: cells whose run failed, or the run that they build on.
+        open: cells that nobody has tried, for want of time.
+    """
+
+    finished: int = 0
+    failed: list[str] = field(default_factory=list)
+    open: int = 0
+
+
+Listener = Callable[[Cell, Row], None]
+
+
+def run_study(
+    study: Study,
+    folder: str | Path,
+    *,
+    bundles_dir: str | Path | None = None,
+    devices: Sequence[str] = ("",),
+    threads: int = 1,
+    minutes: float | None = None,
+    keep_models: bool = False,
+    listener: Listener | None = None,
+) -> Progress:
+    """Run every cell that has no result yet.
+
+    Pretrainings come first, then those that are given the time of another arm, then the finetunings. A finished cell
+    is a row in ``results.csv``; a cell whose run fails is marked there with its error, and tried again the next time.
+
+    Args:
+        study: what to run.
+        folder: where everything is written; the folder of a study that was stopped goes on.
+        bundles_dir: folder of the bundles, by default found.
+        devices: one entry for each cell that may run at the same time: the ``CUDA_VISIBLE_DEVICES`` of its process, or
+            nothing to leave them as they are.
+        threads: CPU threads of each process.
+        minutes: time after which running cells are stopped; they go on from their last epoch the next time.
+        keep_models: keep the checkpoints of finished finetunings, too.
+        listener: told of each cell as it ends.
+
+    Raises:
+        ValueError: when the folder holds another study, or results of another version; nothing is overwritten.
+        BadCasesError, FileNotFoundError: as `make_splits`.
+    """
+    run = StudyRun(study, writable_folder(folder).absolute(), bundles_folder(bundles_dir), keep_models, listener)
+    deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    for cells in (
+        pretraining_cells(study, equal_time=False),
+        pretraining_cells(study, equal_time=True),
+        finetuning_cells(study),
+    ):
+        run.run_all(cells, devices, threads, deadline)
+    return run.progress
+
+
+class StudyRun:
+    """A study in its folder: what is done, and what a cell needs in order to run.
+
+    Args:
+        study: its settings.
+        folder: where it is, or will be.
+        bundles: folder of the bundles.
+        keep_models: as in `run_study`.
+        listener: as in `run_study`.
+
+    Raises:
+        ValueError: when the folder holds another study.
+    """
+
+    def __init__(
+        self, study: Study, folder: Path, bundles: Path, keep_models: bool = False, listener: Listener | None = None
+    ) -> None:
+        self.study = study
+        self.folder = folder
+        self.bundles = bundles
+        self.keep_models = keep_models
+        self.listener = listener
+        self.progress = Progress()
+        self.results = Results(folder / "results.csv", study.metrics)
+        _check_same(folder / "study.json", study)
+        self.splits: Splits = make_splits(study, folder / "splits")
+        write_json(folder / "study.json", study.to_json())
+
+    def run_all(self, cells: Iterable[Cell], devices: Sequence[str], threads: int, deadline: float) -> None:
+        """Run those that have no result, as many at a time as there are devices."""
+        waiting = [cell for cell in cells if not self._is_done(cell)]
+        context = _context()
+        free = list(devices)
+        running: dict[Any, tuple[Job, str]] = {}
+        try:
+            while (waiting or running) and time.monotonic() < deadline:
+                while waiting and free:
+                    job = self._next(waiting.pop(0))
+                    if job is not None:
+                        device = free.pop()
+                        running[_start(context, job, device, threads)] = (job, device)
+                for process in _ended(running, deadline):
+                    job, device = running.pop(process)
+                    free.append(device)
+                    self._finish(job, read_outcome(job.folder, process.exitcode))
+        finally:
+            for process in running:
+                process.terminate()
+                process.join()
+        self.progress.open += len(waiting) + len(running)
+
+    def _is_done(self, cell: Cell) -> bool:
+        row = self.results.done(cell)
+        if row is None:
+            return False
+        job = self._job(cell, int(row["epochs"]))
+        if row["config_hash"] != job.config_hash:
+            raise ValueError(
+                f"{self.results.path}: {cell} was run with other settings or patients (config_hash "
+                f"{row['config_hash']}, now {job.config_hash}); nothing was changed. Choose another --output_dir."
+            )
+        self.progress.finished += 1
+        return True
+
+    def _next(self, cell: Cell) -> Job | None:
+        """The job of a cell; ``None`` when it cannot run, which is recorded."""
+        try:
+            job = self._job(cell, self._epochs(cell))
+        except LookupError as error:
+            self._record(cell, {"status": "failed", "error": error.args[0]})
+            return None
+        (job.folder / OUTCOME).unlink(missing_ok=True)
+        return job
+
+    def _job(self, cell: Cell, epochs: int) -> Job:
+        before = None
+        if cell.stage == "finetune" and self.study.arms[cell.arm].pretrain is not None:
+            before = self._finished(Cell("pretrain", cell.arm, cell.seed))["config_hash"]
+        return make_job(cell, self.study, self.splits, self.folder, self.bundles, epochs=epochs, before=before)
+
+    def _finished(self, cell: Cell) -> Row:
+        row = self.results.done(cell)
+        if row is None:
+            raise LookupError(f"needs {cell}, which has failed.")
+        return row
+
+    def _epochs(self, cell: Cell) -> int:
+        """Those of the settings; with the time of another arm, what the measured times of a step allow, rounded up."""
+        arm = self.study.arms[cell.arm]
+        epochs = self.study.epochs(cell.stage, arm)
+        if cell.stage == "finetune" or arm.equal_time is None:
+            return epochs
+        ratio = self._step_seconds(arm.equal_time) / self._step_seconds(self.study.timed_by(cell.arm))
+        allowed = ratio * self.study.epochs(cell.stage, self.study.arms[arm.equal_time])
+        return max(epochs, math.ceil(allowed))
+
+    def _step_seconds(self, arm: str) -> float:
+        rows = [row for cell, row in self.results.rows.items() if (cell.stage, cell.arm) == ("pretrain", arm)]
+        seconds = [float(row["step_seconds"]) for row in rows if row["status"] == "done" and row["step_seconds"]]
+        if not seconds:
+            raise LookupError(f"arm {arm}: no pretraining has finished, so the time of its steps is not known.")
+        return median(seconds)
+
+    def _finish(self, job: Job, outcome: dict[str, Any]) -> None:
+        for step, value in outcome.get("curve", []):
+            place = {"arm": job.cell.arm, "fraction": str(job.cell.fraction), "seed": job.cell.seed}
+            append_row(self.folder / "curves.csv", CURVE_COLUMNS, {**place, "step": step, "value": value})
+        facts = {key: outcome.get(key) for key in ("status", "error", "seconds", "steps", "step_seconds", "memory_mib")}
+        facts |= {"device": outcome.get("device"), "config_hash": job.config_hash, "epochs": job.options["max_epochs"]}
+        best = max((value for _, value in outcome.get("curve", [])), default=None)
+        self._record(job.cell, {**outcome.get("metrics", {}), **facts, "validation": best})
+        if outcome["status"] == "done":
+            _tidy(job.folder / "models", keep_best=self.keep_models or job.cell.stage == "pretrain")
+
+    def _record(self, cell: Cell, values: dict[str, Any]) -> None:
+        key = (cell.fraction, cell.seed)
+        values |= {
+            "evaluated_on": self.study.evaluate_on if cell.stage == "finetune" else "validation",
+            "labelled_patients": None if cell.fraction is None else self.splits.patients[key],  # type: ignore[index]
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            **{name: version(package) for name, package in PACKAGES.items()},
+        }
+        row = self.results.append(cell, values)
+        if row["status"] == "done":
+            self.progress.finished += 1
+        else:
+            self.progress.failed.append(f"{cell}: {row['error']}")
+        if self.listener is not None:
+            self.listener(cell, row)
+
+
+def _context() -> Any:
+    """Processes forked from a server that has imported everything and computed nothing; elsewhere, new interpreters."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def _start(context: Any, job: Job, device: str, threads: int) -> Any:
+    environment = {"CUDA_VISIBLE_DEVICES": device} if device else {}
+    job.folder.mkdir(parents=True, exist_ok=True)
+    process = context.Process(target=run_job, args=(job, environment, threads), name=str(job.cell))
+    process.start()
+    return process
+
+
+def _ended(running: dict[Any, Any], deadline: float) -> list[Any]:
+    """Wait until a process ends, but not beyond the deadline."""
+    left = deadline - time.monotonic()
+    wait([process.sentinel for process in running], timeout=max(left, 0) if math.isfinite(left) else None)
+    ended = [process for process in running if not process.is_alive()]
+    for process in ended:
+        process.join()
+    return ended
+
+
+def _tidy(models: Path, *, keep_best: bool) -> None:
+    """Remove checkpoints that nothing needs any more."""
+    if keep_best:
+        (models / "last.pt").unlink(missing_ok=True)
+    else:
+        shutil.rmtree(models, ignore_errors=True)
+
+
+def _check_same(path: Path, study: Study) -> None:
+    """A folder holds one study; more arms, fractions and seeds may come to it."""
+    if not path.is_file():
+        return
+    then, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(study.to_json()))
+    if then.get("version") != now["version"]:
+        raise ValueError(
+            f"{path}: written by another version of ahm ({then.get('version')}, now {now['version']}); nothing was "
+            "changed. Choose another --output_dir."
+        )
+    other = [key for key in sorted(now.keys() - GROWING) if then.get(key) != now[key]]
+    if other:
+        was = "; ".join(f"{key} was {then.get(key)}, is {now[key]}" for key in other)
+        raise ValueError(f"{path} is another study: {was}. Choose another --output_dir.")

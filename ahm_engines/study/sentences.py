@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plain sentences: what was shown, what was not, and how far to trust it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ahm_engines.study.comparisons import Comparison
+from ahm_engines.study.finished import FINETUNE, PRETRAIN, Finished
+from ahm_engines.study.quantities import quantity
+from ahm_engines.study.statistics import ENOUGH_SEEDS, Verdict
+
+__all__ = [
+    *("caveats", "count", "equal_times", "finding", "findings", "left_out", "name_fraction", "patients"),
+    *("progress", "unmatched"),
+]
+
+
+def findings(study: Finished, comparisons: Sequence[Comparison]) -> dict[str, list[str]]:
+    """Sentences about every compared arm, by its title."""
+    said: dict[str, list[str]] = {}
+    for comparison in comparisons:
+        said.setdefault(study.arms[comparison.arm].title, []).append(finding(study, comparison))
+    return said
+
+
+def finding(study: Finished, comparison: Comparison) -> str:
+    """Say what one comparison has shown."""
+    arm, reference = study.arms[comparison.arm].title, study.arms[comparison.reference].title
+    seeds = count(comparison.interval.count, "paired seed")
+    words = {
+        Verdict.SHOWN: f"shown ({seeds})",
+        Verdict.HINT: f"a hint ({seeds})",
+        Verdict.NOT_SHOWN: f"not shown ({seeds}): the interval contains zero",
+        Verdict.NO_INTERVAL: f"nothing can be said ({seeds})",
+    }
+    place = f"{arm} against {reference}, {name_fraction(study, comparison.fraction)}"
+    return f"{place}: {words[comparison.verdict]}{_effect(study, comparison)}."
+
+
+def _effect(study: Finished, comparison: Comparison) -> str:
+    interval, seeds = comparison.interval, comparison.interval.count
+    mean, low, high = interval.mean, interval.low, interval.high
+    shown = quantity(study.key_metric)
+    if comparison.verdict is Verdict.NO_INTERVAL:
+        reason = "none has both arms" if seeds == 0 else "one tells no spread" if seeds == 1 else "all differ alike"
+        return f": {reason}" + (f"; the difference is {shown.number(mean, signed=True)} {shown.unit}" if seeds else "")
+    ends = f"{shown.number(low, signed=True)} to {shown.number(high, signed=True)}"
+    if comparison.verdict is Verdict.NOT_SHOWN:
+        return f" ({shown.number(mean, signed=True)} {shown.unit}, 95 % interval {ends})"
+    better = (mean > 0) != shown.lower_is_better
+    unit = f"{shown.unit} of {shown.title}" if shown.unit else f"in {shown.title}"
+    return f": {'better' if better else 'worse'} by {shown.number(abs(mean))} {unit} (95 % interval {ends})"
+
+
+def unmatched(study: Finished, comparisons: Sequence[Comparison]) -> list[str]:
+    """Name the seeds that did not count because only one arm has them."""
+    lines = []
+    for comparison in comparisons:
+        arm, reference = study.arms[comparison.arm].title, study.arms[comparison.reference].title
+        place = f"{arm} against {reference}, {name_fraction(study, comparison.fraction)}"
+        for name, seeds in comparison.unmatched.items():
+            numbers = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+            lines.append(f"{place}: {numbers} not counted, only {study.arms[name].title} has a value.")
+    return lines
+
+
+def caveats(comparisons: Sequence[Comparison]) -> list[str]:
+    """Say how far the intervals can be trusted, and how many were made."""
+    made = sum(comparison.verdict is not Verdict.NO_INTERVAL for comparison in comparisons)
+    return [
+        f"Shown means: at least {ENOUGH_SEEDS} paired seeds, and a 95 % interval that excludes zero. With fewer seeds "
+        "such an interval is no more than a hint: three seeds have the same sign one time in four where nothing "
+        "differs.",
+        "A bootstrap over few seeds is too narrow: where differences are normal, its 95 % interval holds the truth "
+        "about 76 % of the time with 3 seeds, 84 % with 5 and 92 % with 10. So what is shown with 5 seeds would be "
+        "shown about one time in six where nothing differs.",
+        f"{count(made, 'interval')} were computed and none is corrected for it: even if every one were as good as it "
+        f"says, about {0.05 * made:.1f} of them would exclude zero by chance alone. "
+        "Choosing the best arm after looking makes it worse.",
+        "A seed is a split of the patients, a choice of labelled ones, a pretraining and a finetuning. Splits share "
+        "patients, so seeds are not independent: the intervals speak of this data set, not of another one.",
+    ]
+
+
+def progress(study: Finished) -> list[str]:
+    """How much of the study is there."""
+    cells = list(study.planned())
+    lines = []
+    for stage, name in ((PRETRAIN, "pretraining"), (FINETUNE, "finetuning")):
+        planned = sum(cell.stage == stage for cell in cells)
+        done, failed = len(study.done(stage)), len(study.failed(stage))
+        open_cells = planned - done - failed
+        lines.append(f"{done} of {count(planned, f'{name} cell')} finished, {failed} failed, {open_cells} to do.")
+    return lines
+
+
+def left_out(study: Finished) -> list[str]:
+    """What the files hold that the report does not use, and what they lack."""
+    lines = []
+    if study.ignored:
+        lines.append(
+            f"{count(study.ignored, 'row')} of results.csv left out: of a cell that study.json does not plan, "
+            f"evaluated on other patients than the {study.evaluate_on} patients, or unreadable."
+        )
+    rows = study.done(FINETUNE)
+    absent = [name for name in study.metrics if rows and not any(name in row.texts for row in rows)]
+    if absent:
+        lines.append(f"results.csv has no column for {', '.join(absent)}.")
+    return lines
+
+
+def equal_times(study: Finished) -> list[str]:
+    """How equal the times are that were to be equal."""
+    lines = []
+    for name, arm in study.arms.items():
+        ours, theirs = (_seconds(study, other) for other in (name, arm.equal_time))
+        both = [seed for seed in ours if seed in theirs]
+        if arm.equal_time and both:
+            share = math.fsum(ours[seed] for seed in both) / math.fsum(theirs[seed] for seed in both)
+            title = study.arms[arm.equal_time].title
+            seeds = count(len(both), "seed")
+            lines.append(f"{arm.title}: {100 * share:.0f} % of the wall-clock time of {title} ({seeds}).")
+    return lines
+
+
+def _seconds(study: Finished, arm: str | None) -> dict[int, float]:
+    rows = study.done(PRETRAIN, arm) if arm else []
+    return {row.cell.seed: row.number("seconds") for row in rows if row.number("seconds") > 0}
+
+
+def name_fraction(study: Finished, fraction: float) -> str:
+    """Such as ``6 % of the labels (4 patients)``."""
+    known = patients(study, fraction)
+    return f"{100 * fraction:.3g} % of the labels" + (f" ({known})" if known else "")
+
+
+def patients(study: Finished, fraction: float) -> str:
+    """Number of labelled patients, a range where seeds differ, empty where no cell tells."""
+    numbers = [row.number("labelled_patients") for row in study.done(FINETUNE, fraction=fraction)]
+    known = sorted({int(number) for number in numbers if math.isfinite(number)})
+    if not known:
+        return ""
+    return count(known[0], "patient") if len(known) == 1 else f"{known[0]} to {known[-1]} patients"
+
+
+def count(number: int, noun: str) -> str:
+    """Number and noun, plural where it is not one."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Paired differences with bootstrap intervals, and steps until a target is reached."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import bootstrap  # type: ignore[import-untyped]
+
+__all__ = [
+    *("ENOUGH_SEEDS", "SMOOTHING", "TARGET_SHARE", "Interval", "SpeedUp", "Verdict"),
+    *("judge", "mean_and_sd", "paired_bootstrap", "running_mean", "speed_up", "steps_to_target"),
+]
+
+SMOOTHING = 3  # validations in the running mean
+TARGET_SHARE = 0.95  # of what the scratch arm ends with
+ENOUGH_SEEDS = 5  # with three seeds, one interval in four excludes zero where nothing differs
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean difference and the ends of its interval, NaN where there is none."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+
+class Verdict(Enum):
+    """What an interval allows to say."""
+
+    SHOWN = "shown"
+    HINT = "hint"
+    NOT_SHOWN = "not shown"
+    NO_INTERVAL = "no interval"
+
+
+@dataclass(frozen=True)
+class SpeedUp:
+    """Steps of the scratch arm over steps of another arm, above 1 = the other arm is faster.
+
+    Geometric mean, smallest and largest over the ``both`` seeds where both arms reached the target, NaN without one;
+    ``slower`` of them took more steps than scratch. ``reached`` of the arm's ``count`` seeds reached it at all.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    both: int
+    slower: int
+    reached: int
+    count: int
+
+
+def paired_bootstrap(
+    differences: Sequence[float], *, level: float = 0.95, resamples: int = 10000, seed: int = 0
+) -> Interval:
+    """Percentile bootstrap interval of a mean difference (Efron 1979), seeds drawn with replacement.
+
+    With few seeds it is too narrow: for normal differences a 95 % interval holds the truth about 76 % of the time with
+    3 seeds, 84 % with 5 and 92 % with 10.
+
+    Args:
+        differences: one number per seed, arm minus reference.
+        level: share of the resampled means inside the interval.
+        resamples: draws.
+        seed: of the draws, so that a report can be written again.
+
+    Returns:
+        The interval; its ends are NaN for fewer than two differences and for equal ones, which tell nothing about
+        the spread. The mean of no differences is NaN.
+
+    Raises:
+        ValueError: when a difference is not finite.
+
+    Example:
+        >>> interval = paired_bootstrap([1.0, 2.0, 3.0, 2.0, 1.0])
+        >>> interval.mean, interval.low > 0.0, interval.count
+        (1.8, True, 5)
+    """
+    values = np.asarray(differences, dtype=float)
+    if not np.isfinite(values).all():
+        raise ValueError(f"differences: expected finite numbers, got {list(differences)}; leave those seeds out.")
+    if not values.size:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    mean = float(values.mean())
+    if np.ptp(values) <= 1e-9 * np.abs(values).max():
+        return Interval(mean, math.nan, math.nan, values.size)
+    options = {"confidence_level": level, "n_resamples": resamples, "rng": np.random.default_rng(seed)}
+    ends = bootstrap((values,), np.mean, method="percentile", **options).confidence_interval
+    return Interval(mean, float(ends.low), float(ends.high), values.size)
+
+
+def judge(interval: Interval) -> Verdict:
+    """Say what was shown: an interval on one side of zero, over at least ``ENOUGH_SEEDS`` paired seeds."""
+    if math.isnan(interval.low) or math.isnan(interval.high):
+        return Verdict.NO_INTERVAL
+    if interval.low <= 0.0 <= interval.high:
+        return Verdict.NOT_SHOWN
+    return Verdict.SHOWN if interval.count >= ENOUGH_SEEDS else Verdict.HINT
+
+
+def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation (n - 1) of finite numbers; NaN where there are too few."""
+    mean = float(np.mean(values)) if len(values) else math.nan
+    return mean, float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def running_mean(values: Sequence[float], window: int = SMOOTHING) -> NDArray[np.float64]:
+    """Mean of each value and the ``window - 1`` before it; NaN where there are fewer.
+
+    Example:
+        >>> running_mean([0.0, 3.0, 6.0, 9.0]).tolist()
+        [nan, nan, 3.0, 6.0]
+    """
+    smoothed = np.full(len(values), np.nan)
+    if len(values) >= window:
+        windows = np.lib.stride_tricks.sliding_window_view(np.asarray(values, dtype=float), window)
+        smoothed[window - 1 :] = windows.mean(-1)
+    return smoothed
+
+
+def steps_to_target(
+    steps: Sequence[float], values: Sequence[float], *, target: float, smoothing: int = SMOOTHING
+) -> float | None:
+    """First step at which the running mean of the validation score reaches the target.
+
+    Args:
+        steps: of the validations, rising.
+        values: key metric on the validation patients, higher is better.
+        target: to be reached.
+        smoothing: validations in the running mean; before there are that many nothing counts as reached.
+
+    Returns:
+        The step; ``None`` where the target is never reached.
+
+    Raises:
+        ValueError: when steps and values differ in number, or the steps do not rise.
+
+    Example:
+        >>> steps_to_target([10, 20, 30, 40, 50], [0.0, 0.9, 0.3, 0.6, 0.9], target=0.6)
+        40.0
+    """
+    if len(steps) != len(values):
+        raise ValueError(f"values: expected one per step, {len(steps)}, got {len(values)}.")
+    if (np.diff(steps) <= 0).any():
+        raise ValueError(f"steps: expected rising ones, got {list(steps)}; sort the validations.")
+    reached = np.flatnonzero(running_mean(values, smoothing) >= target)
+    return float(steps[reached[0]]) if reached.size else None
+
+
+def speed_up(scratch: Mapping[int, float | None], arm: Mapping[int, float | None]) -> SpeedUp:
+    """Compare the steps to the target of an arm with those of scratch, seed by seed.
+
+    Args:
+        scratch: seed to steps, ``None`` = never reached.
+        arm: the same of the other arm; seeds that only one of them has do not count.
+    """
+    seeds = [seed for seed in arm if seed in scratch]
+    pairs = [(scratch[seed], arm[seed]) for seed in seeds]
+    ratios = np.array([s / a for s, a in pairs if s is not None and a is not None])
+    reached = sum(arm[seed] is not None for seed in seeds)
+    if not ratios.size:
+        return SpeedUp(math.nan, math.nan, math.nan, 0, 0, reached, len(seeds))
+    mean = float(np.exp(np.log(ratios).mean()))
+    ends = float(ratios.min()), float(ratios.max())
+    return SpeedUp(mean, *ends, ratios.size, int((ratios < 1.0).sum()), reached, len(seeds))
