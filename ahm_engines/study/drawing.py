@@ -23,9 +23,10 @@ COLUMN, PAGE = 3.5, 7.2  # inches: width of a column and of a page
 DPI = 220
 TEXT = 7.5  # points
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#332288")  # Okabe-Ito, Tol
-GREYS = ("#000000", "#777777", "#a0a0a0")
+GREYS = ("#000000", "#666666", "#8c8c8c")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", (0, (4, 1.5)), (0, (1, 1)))
+LEADER = {"relpos": (0.0, 0.5), "shrinkA": 1, "shrinkB": 3}  # from the left edge of a label to its point
 STYLE = {
     "font.size": TEXT,
     "axes.titlesize": 8,
@@ -100,14 +101,7 @@ def label_ends(axis: Axes, ends: Sequence[End], *, x: float, height: float) -> N
             color=end.style.colour,
             va="center",
             annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": end.style.colour,
-                "lw": 0.5,
-                "alpha": 0.6,
-                "shrinkA": 1,
-                "shrinkB": 3,
-            },
+            arrowprops={"arrowstyle": "-", "color": end.style.colour, "lw": 0.5, "alpha": 0.7, **LEADER},
         )
 
 
@@ -124,6 +118,6 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     paths = [folder / f"{name}.{kind}" for kind in ("png", "pdf")]
     with rc_context(STYLE):
         for path in paths:
-            draw = partial(figure.savefig, format=path.suffix[1:], dpi=DPI, bbox_inches="tight", pad_inches=0.03)
+            draw = partial(figure.savefig, format=path.suffix[1:], dpi=DPI)
             write_atomically(path, draw)
     return paths

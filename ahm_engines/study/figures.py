@@ -28,7 +28,8 @@ def draw_label_fractions(study: Finished) -> Figure | None:
     """Key metric over the label fractions: line = mean over the seeds, dots = seeds; ``None`` without a value."""
     shown, styles = quantity(study.key_metric), arm_styles(study)
     fractions = [*study.seeds]
-    figure = Figure(figsize=(COLUMN, 2.9), layout="constrained")
+    width = COLUMN if len(styles) < 6 else 1.4 * COLUMN
+    figure = Figure(figsize=(width, 2.9), layout="constrained")
     axis = figure.add_subplot(xlabel="labelled share of the training patients", ylabel=shown.heading)
     ends = []
     for number, (name, style) in enumerate(styles.items()):
@@ -46,7 +47,7 @@ def draw_label_fractions(study: Finished) -> Figure | None:
 
 def _fraction_line(axis: Axes, points: Sequence[tuple[float, np.ndarray]], style: ArmStyle) -> End:
     for x, values in points:
-        axis.plot([x] * len(values), values, ".", color=style.colour, ms=3, alpha=0.35, mew=0)
+        axis.plot([x] * len(values), values, ".", color=style.colour, ms=3.5, alpha=0.45, mew=0)
     places, means = [x for x, _ in points], [float(values.mean()) for _, values in points]
     axis.plot(places, means, color=style.colour, ls=style.line, marker=style.marker, mec="white", mew=0.4)
     return End(places[-1], means[-1], style)
@@ -54,6 +55,10 @@ def _fraction_line(axis: Axes, points: Sequence[tuple[float, np.ndarray]], style
 
 def _tick(study: Finished, fraction: float) -> str:
     return f"{100 * fraction:.3g} %" + (f"\n{known}" if (known := patients(study, fraction)) else "")
+
+
+def _title(study: Finished, fraction: float) -> str:
+    return _tick(study, fraction).replace(" %", " % of the labels")
 
 
 @in_style
@@ -71,7 +76,7 @@ def draw_learning_curves(study: Finished) -> Figure | None:
                 scores = quantity(study.key_metric).factor * mean
                 axis.plot(steps, scores, color=style.colour, ls=style.line, label=style.title)
         _target_line(axis, study, fraction)
-        axis.set(title=_tick(study, fraction).replace("\n", " of the labels, "), xlabel="finetuning steps")
+        axis.set(title=_title(study, fraction), xlabel="finetuning steps")
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes[0].set_ylabel(f"validation {quantity(study.key_metric).heading}")
     found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
@@ -91,9 +96,7 @@ def _target_line(axis: Axes, study: Finished, fraction: float) -> None:
     if goals:
         goal = quantity(study.key_metric).factor * float(np.mean(goals))
         axis.axhline(goal, color="0.55", lw=0.7, ls=(0, (2, 2)), zorder=0)
-        axis.annotate(
-            "target", (1, goal), (-1, 1.5), ("axes fraction", "data"), "offset points", color="0.4", size=6, ha="right"
-        )
+        axis.annotate("target", (0, goal), (3, 1.5), ("axes fraction", "data"), "offset points", color="0.4", size=6)
 
 
 @in_style
@@ -115,7 +118,7 @@ def draw_differences(study: Finished, comparisons: Sequence[Comparison]) -> Figu
             if comparison.fraction == fraction and comparison.differences:
                 place = places[comparison.arm, comparison.reference][0]
                 _forest_line(axis, comparison, place, shown.factor, styles[comparison.arm])
-        axis.set(title=_tick(study, fraction).replace("\n", " of the labels, "), xlabel=_forest_unit(study))
+        axis.set(title=_title(study, fraction), xlabel=_forest_unit(study))
         axis.tick_params(axis="y", length=0)
         axis.spines["left"].set_visible(False)
     _forest_names(axes[0], study, places, styles)
@@ -151,7 +154,7 @@ def _forest_unit(study: Finished) -> str:
 
 def _forest_names(axis: Axes, study: Finished, places: Mapping[Any, Any], styles: Mapping[str, ArmStyle]) -> None:
     names = [
-        study.arms[arm].title if title else f"- {study.arms[other].title}"
+        study.arms[arm].title if title else f"against {study.arms[other].title}"
         for (arm, other), (_, title) in places.items()
     ]
     axis.set_yticks([place for place, _ in places.values()], names)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -45,14 +45,17 @@ def draw_mask_maps(study: Finished) -> Figure | None:
     columns = max(len(snapshots) for snapshots in arms.values())
     figure = _figure(arms, columns)
     axes = figure.subplots(len(arms), columns + 1, squeeze=False)
+    above: list[int] = []
     for (name, snapshots), row in zip(arms.items(), axes, strict=True):
         for axis in row:
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
+        if (epochs := [snapshot.epoch for snapshot in snapshots]) != above:
+            _name_columns(row, epochs)
+            above = epochs
         row[0].set_ylabel(study.arms[name].title, rotation=0, ha="right", va="center", labelpad=4)
         _draw_row(figure, row[:columns], snapshots)
         share = row[-1].imshow(snapshots[-1].mask.mean(0), cmap="magma", vmin=0, vmax=1)
-    axes[0, -1].set_title(f"share hidden,\nepoch {next(iter(arms.values()))[-1].epoch}")
     _bar(figure, share, axes[:, -1].tolist(), ["never", "always"])
     return figure
 
@@ -64,6 +67,12 @@ def _figure(arms: dict[str, list[Snapshot]], columns: int) -> Figure:
     return Figure(figsize=(PAGE, len(arms) * tall + 0.4), layout="constrained")
 
 
+def _name_columns(row: Sequence[Axes], epochs: Sequence[int]) -> None:
+    for axis, epoch in zip(row, epochs, strict=False):
+        axis.set_title(f"epoch {epoch}")
+    row[-1].set_title(f"share hidden,\nepoch {epochs[-1]}")
+
+
 def _draw_row(figure: Figure, row: Sequence[Axes], snapshots: Sequence[Snapshot]) -> None:
     chosen = int(snapshots[0].image.std((1, 2)).argmax())  # the same for all arms: they see the same images
     policies = [snapshot.policy[chosen] for snapshot in snapshots if snapshot.policy is not None]
@@ -71,7 +80,6 @@ def _draw_row(figure: Figure, row: Sequence[Axes], snapshots: Sequence[Snapshot]
     drawn = None
     for axis, snapshot in zip(row, snapshots, strict=False):
         _draw_grey(axis, snapshot.image[chosen])
-        axis.set_title(f"epoch {snapshot.epoch}")
         if snapshot.policy is not None:
             drawn = axis.imshow(snapshot.policy[chosen], cmap="viridis", alpha=0.55, interpolation="nearest", **scale)
         else:
@@ -87,8 +95,7 @@ def _draw_grey(axis: Axes, image: np.ndarray) -> None:
 
 
 def _bar(figure: Figure, drawn: AxesImage, axes: Sequence[Axes], names: Sequence[str]) -> None:
-    options: dict[str, Any] = {"shrink": 0.8, "pad": 0.02, "aspect": 18 * len(axes)}
-    bar = figure.colorbar(drawn, ax=axes, **options)
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.8 / len(axes), pad=0.02, aspect=18, anchor=(0.0, 1.0))
     bar.outline.set_visible(False)
     bar.set_ticks(list(drawn.get_clim()), labels=names)
     bar.ax.tick_params(length=0, labelsize=6)

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import multiprocessing
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -27,7 +27,10 @@ from ahm_engines.study.splits import Splits, make_splits
 
 __all__ = ["Progress", "StudyRun", "run_study"]
 
-logger = logging.getLogger(__name__)
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 # imported once, in the server that the cells' processes are forked from
 PRELOADED = [
@@ -84,17 +87,20 @@ def run_study(
         listener: told of each cell as it ends.
 
     Raises:
+        BlockingIOError: when another process runs a study there.
         ValueError: when the folder holds another study, or results of another version; nothing is overwritten.
         BadCasesError, FileNotFoundError: as `make_splits`.
     """
-    run = StudyRun(study, writable_folder(folder).absolute(), bundles_folder(bundles_dir), keep_models, listener)
+    folder = writable_folder(folder).absolute()
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
-    for cells in (
-        pretraining_cells(study, equal_time=False),
-        pretraining_cells(study, equal_time=True),
-        finetuning_cells(study),
-    ):
-        run.run_all(cells, devices, threads, deadline)
+    with _alone(folder):
+        run = StudyRun(study, folder, bundles_folder(bundles_dir), keep_models, listener)
+        for cells in (
+            pretraining_cells(study, equal_time=False),
+            pretraining_cells(study, equal_time=True),
+            finetuning_cells(study),
+        ):
+            run.run_all(cells, devices, threads, deadline)
     return run.progress
 
 
@@ -227,6 +233,18 @@ class StudyRun:
             self.progress.failed.append(f"{cell}: {row['error']}")
         if self.listener is not None:
             self.listener(cell, row)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep a second study out of the folder as long as this one runs; the lock ends with the process."""
+    with open(folder / ".lock", "w") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise BlockingIOError(f"{folder}: another study is running in this folder.") from error
+        yield
 
 
 def _context() -> Any:

@@ -35,7 +35,7 @@ def finding(study: Finished, comparison: Comparison) -> str:
         Verdict.NOT_SHOWN: f"not shown ({seeds}): the interval contains zero",
         Verdict.NO_INTERVAL: f"nothing can be said ({seeds})",
     }
-    place = f"{arm} against {reference}, {name_fraction(study, comparison.fraction)}"
+    place = f"{arm} against {reference}, {share(comparison.fraction)}"
     return f"{place}: {words[comparison.verdict]}{_effect(study, comparison)}."
 
 
@@ -59,7 +59,7 @@ def unmatched(study: Finished, comparisons: Sequence[Comparison]) -> list[str]:
     lines = []
     for comparison in comparisons:
         arm, reference = study.arms[comparison.arm].title, study.arms[comparison.reference].title
-        place = f"{arm} against {reference}, {name_fraction(study, comparison.fraction)}"
+        place = f"{arm} against {reference}, {share(comparison.fraction)}"
         for name, seeds in comparison.unmatched.items():
             numbers = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
             lines.append(f"{place}: {numbers} not counted, only {study.arms[name].title} has a value.")
@@ -133,7 +133,12 @@ def _seconds(study: Finished, arm: str | None) -> dict[int, float]:
 def name_fraction(study: Finished, fraction: float) -> str:
     """Such as ``6 % of the labels (4 patients)``."""
     known = patients(study, fraction)
-    return f"{100 * fraction:.3g} % of the labels" + (f" ({known})" if known else "")
+    return share(fraction) + (f" ({known})" if known else "")
+
+
+def share(fraction: float) -> str:
+    """Such as ``6 % of the labels``."""
+    return f"{100 * fraction:.3g} % of the labels"
 
 
 def patients(study: Finished, fraction: float) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -44,7 +45,8 @@ def make_splits(study: Study, folder: Path) -> Splits:
     Raises:
         BadCasesError: images or labels that cannot be used.
         FileNotFoundError: no data.
-        ValueError: too few patients for the label fractions, or a class that some labelled choice lacks.
+        ValueError: too few patients for the label fractions, a class that some labelled choice lacks, or datalists of
+            other data in ``folder``.
     """
     labelled, images = _labelled(study), _images(study)
     parts = {seed: _divide(study, labelled, seed) for seed in study.all_seeds}
@@ -165,5 +167,11 @@ def _entry(case: Case, labels: bool) -> dict[str, Any]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> Path:
+    """Write a datalist, unless the study began with another one."""
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != content:
+        raise ValueError(
+            f"{path}: the data have changed since the study began: other images, patients or labels are found now. "
+            "Nothing was changed; choose another --output_dir."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_json(path, content)

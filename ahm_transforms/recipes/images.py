@@ -33,14 +33,15 @@ def deterministic(
 ) -> Compose:
     """Return the chain from a path to a `MetaTensor` [channels, *S] of float32 in [0, 1].
 
-    Volumes are turned to RAS and, where ``spacing_mm`` is given, resampled. Everything that moves voxels can be undone
-    with `Invertd`. Other entries of the dictionary are left alone.
+    Volumes are turned to RAS; where ``spacing_mm`` is given, images are resampled. Everything that moves voxels can be
+    undone with `Invertd`. Other entries of the dictionary are left alone.
 
     Args:
         modality: ``mr`` (two percentiles become 0 and 1, each channel by itself), ``ct`` (a window in HU) or
             ``image2d`` (PNG, TIFF, JPEG; percentiles of all channels together).
         spatial_dims: 2 or 3. In 2D, MR and CT stay volumes here; the crops take slices of them.
-        spacing_mm: voxel spacing to resample volumes to, one number or one per axis; None keeps what they have.
+        spacing_mm: voxel spacing to resample to, one number or one per axis; None keeps what they have. A pixel of a
+            picture counts as 1 mm: 2 halves its sides.
         channels: channels every image must have.
         window_hu: HU that become 0 and 1.
         percentiles: percentiles that become 0 and 1.
@@ -54,7 +55,7 @@ def deterministic(
         >>> [type(step).__name__ for step in chain.transforms][-2:]
         ['Orientationd', 'ResampleToSpacingd']
     """
-    _check_options(modality, spatial_dims, spacing_mm)
+    _check_options(modality, spatial_dims)
     intensity = intensity_steps(keys, modality, channels=channels, window_hu=window_hu, percentiles=percentiles)
     return Compose([*intensity, *grid_steps(keys, modality, spatial_dims=spatial_dims, spacing_mm=spacing_mm)])
 
@@ -95,7 +96,7 @@ def grid_steps(
     Raises:
         ValueError: unknown modality, or options that do not go together.
     """
-    _check_options(modality, spatial_dims, spacing_mm)
+    _check_options(modality, spatial_dims)
     steps: list[Transform] = [CropBlockd(keys)]
     if modality != "image2d":
         steps.append(Orientationd(keys, axcodes="RAS", labels=None))
@@ -220,10 +221,10 @@ def _axes_mm(spacing_mm: Sequence[float] | float, spatial_dims: int) -> tuple[fl
     return (*given, *(0.0,) * (3 - len(given)))
 
 
-def _check_options(modality: str, spatial_dims: int, spacing_mm: Sequence[float] | float | None) -> None:
+def _check_options(modality: str, spatial_dims: int) -> None:
     if modality not in MODALITIES:
         raise ValueError(f"modality must be one of {', '.join(MODALITIES)}, got {modality!r}.")
     if spatial_dims not in (2, 3):
         raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
-    if modality == "image2d" and (spatial_dims != 2 or spacing_mm is not None):
-        raise ValueError("modality image2d goes with spatial_dims=2 and without spacing_mm: pictures have no spacing.")
+    if modality == "image2d" and spatial_dims != 2:
+        raise ValueError(f"modality image2d goes with spatial_dims=2, got {spatial_dims}.")

@@ -178,13 +178,22 @@ def test_chain_can_be_sent_to_worker_processes(tmp_path: Path) -> None:
     assert batch["image"].shape == (2, 1, 8, 8, 8)
 
 
+def test_a_pixel_of_a_picture_counts_as_a_millimetre(tmp_path: Path) -> None:
+    Image.fromarray(np.tile(np.arange(40, dtype=np.uint8), (30, 1))).save(tmp_path / "scan.png")
+    chain = recipes.deterministic("image2d", spatial_dims=2, spacing_mm=2)
+    small = chain({"image": str(tmp_path / "scan.png")})
+    assert small["image"].shape == (1, 20, 15)
+    whole = Invertd("pred", chain, "image", nearest_interp=False)({**small, "pred": small["image"].clone()})["pred"]
+    assert whole.shape == (1, 40, 30)
+    assert (whole[0, 1:-1] - torch.linspace(0, 1, 40)[1:-1, None]).abs().max() < 0.05
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"modality": "pet"}, "modality must be one of mr, ct, image2d, got 'pet'"),
         ({"modality": "mr", "spatial_dims": 4}, "spatial_dims must be 2 or 3, got 4"),
         ({"modality": "image2d"}, "image2d goes with spatial_dims=2"),
-        ({"modality": "image2d", "spatial_dims": 2, "spacing_mm": 1.0}, "without spacing_mm"),
         ({"modality": "ct", "window_hu": (100, -100)}, "low < high"),
     ],
 )

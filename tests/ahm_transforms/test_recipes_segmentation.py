@@ -232,8 +232,8 @@ def test_options_are_checked_as_for_images() -> None:
     for recipe in (recipes.segmentation_deterministic, recipes.segmentation_evaluation):
         with pytest.raises(ValueError, match="modality must be one of"):
             recipe("pet", num_classes=1, spatial_dims=3)
-        with pytest.raises(ValueError, match="without spacing_mm"):
-            recipe("image2d", num_classes=1, spatial_dims=2, spacing_mm=1.0)
+        with pytest.raises(ValueError, match="image2d goes with spatial_dims=2"):
+            recipe("image2d", num_classes=1, spatial_dims=3)
     with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
         recipes.segmentation_crops(spatial_dims=3, crop_size=8, foreground_share=2)
 
