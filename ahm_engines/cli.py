@@ -64,8 +64,8 @@ def study(
 
     Exit code 0: all cells have a result. 1: some failed. 3: stopped by --minutes before the end.
     """
-    given = _given(dataset_dir, labels_dir, datalist, classes, arms, fractions) | _parsed(changes or [])
     try:
+        given = _given(dataset_dir, labels_dir, datalist, classes, arms, fractions) | _parsed(changes or [])
         what = read_study(preset, size=size, ablation=ablation, config=config, data_dir=data_dir, changes=given)
         slots, threads = _resources(devices, workers)
         console.print(_describe(what), highlight=False)
@@ -115,7 +115,7 @@ def _given(
     if arms:
         given["arms"] = [name.strip() for name in arms.split(",")]
     if fractions:
-        given["seeds"] = {key: int(value) for key, value in map(_halves, fractions.split(","))}
+        given["seeds"] = {key: _value(text) for key, text in map(_halves, fractions.split(","))}
     return given
 
 
@@ -126,7 +126,7 @@ def _parsed(changes: list[str]) -> dict[str, Any]:
 def _halves(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise typer.BadParameter(f"expected name=value, got {text!r}.")
+        raise ValueError(f"expected name=value, got {text!r}.")
     return key.strip(), value.strip()
 
 

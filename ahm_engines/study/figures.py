@@ -119,6 +119,7 @@ def draw_differences(study: Finished, comparisons: Sequence[Comparison]) -> Figu
                 place = places[comparison.arm, comparison.reference][0]
                 _forest_line(axis, comparison, place, shown.factor, styles[comparison.arm])
         axis.set(title=_title(study, fraction), xlabel=_forest_unit(study))
+        axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.tick_params(axis="y", length=0)
         axis.spines["left"].set_visible(False)
     _forest_names(axes[0], study, places, styles)

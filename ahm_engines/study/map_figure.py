@@ -76,7 +76,7 @@ def _name_columns(row: Sequence[Axes], epochs: Sequence[int]) -> None:
 def _draw_row(figure: Figure, row: Sequence[Axes], snapshots: Sequence[Snapshot]) -> None:
     chosen = int(snapshots[0].image.std((1, 2)).argmax())  # the same for all arms: they see the same images
     policies = [snapshot.policy[chosen] for snapshot in snapshots if snapshot.policy is not None]
-    scale = {"vmin": min(p.min() for p in policies), "vmax": max(p.max() for p in policies)} if policies else {}
+    scale = {"vmin": np.nanmin(policies), "vmax": np.nanmax(policies)} if policies else {}
     drawn = None
     for axis, snapshot in zip(row, snapshots, strict=False):
         _draw_grey(axis, snapshot.image[chosen])
@@ -95,7 +95,9 @@ def _draw_grey(axis: Axes, image: np.ndarray) -> None:
 
 
 def _bar(figure: Figure, drawn: AxesImage, axes: Sequence[Axes], names: Sequence[str]) -> None:
-    bar = figure.colorbar(drawn, ax=axes, shrink=0.8 / len(axes), pad=0.02, aspect=18, anchor=(0.0, 1.0))
+    bar = figure.colorbar(
+        drawn, ax=axes, shrink=0.8 / len(axes), pad=0.02, aspect=18, anchor=(0.0, 1.0 if len(axes) > 1 else 0.5)
+    )
     bar.outline.set_visible(False)
     bar.set_ticks(list(drawn.get_clim()), labels=names)
     bar.ax.tick_params(length=0, labelsize=6)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from multiprocessing.connection import wait
 from pathlib import Path
 from statistics import median
@@ -23,6 +24,7 @@ from ahm_engines.study.cells import Cell, Job, bundles_folder, finetuning_cells,
 from ahm_engines.study.process import OUTCOME, read_outcome, run_job
 from ahm_engines.study.results import CURVE_COLUMNS, Results, Row, append_row
 from ahm_engines.study.settings import Study
+from ahm_engines.study.slices import with_slices
 from ahm_engines.study.splits import Splits, make_splits
 
 __all__ = ["Progress", "StudyRun", "run_study"]
@@ -95,13 +97,15 @@ def run_study(
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     with _alone(folder):
         run = StudyRun(study, folder, bundles_folder(bundles_dir), keep_models, listener)
-        for cells in (
-            pretraining_cells(study, equal_time=False),
-            pretraining_cells(study, equal_time=True),
-            finetuning_cells(study),
-        ):
+        for cells in _stages(study):
             run.run_all(cells, devices, threads, deadline)
     return run.progress
+
+
+def _stages(study: Study) -> list[Iterator[Cell]]:
+    """Cells of a stage need the results of the stages before."""
+    pretraining = [pretraining_cells(study, equal_time=equal_time) for equal_time in (False, True)]
+    return [*pretraining, finetuning_cells(study)]
 
 
 class StudyRun:
@@ -121,7 +125,6 @@ class StudyRun:
     def __init__(
         self, study: Study, folder: Path, bundles: Path, keep_models: bool = False, listener: Listener | None = None
     ) -> None:
-        self.study = study
         self.folder = folder
         self.bundles = bundles
         self.keep_models = keep_models
@@ -129,12 +132,16 @@ class StudyRun:
         self.progress = Progress()
         self.results = Results(folder / "results.csv", study.metrics)
         _check_same(folder / "study.json", study)
-        self.splits: Splits = make_splits(study, folder / "splits")
+        self.study = with_slices(study, folder)
+        self.splits: Splits = make_splits(self.study, folder / "splits")
+        self._check_finished()
         write_json(folder / "study.json", study.to_json())
 
     def run_all(self, cells: Iterable[Cell], devices: Sequence[str], threads: int, deadline: float) -> None:
         """Run those that have no result, as many at a time as there are devices."""
-        waiting = [cell for cell in cells if not self._is_done(cell)]
+        every = list(cells)
+        waiting = [cell for cell in every if self.results.done(cell) is None]
+        self.progress.finished += len(every) - len(waiting)
         context = _context()
         free = list(devices)
         running: dict[Any, tuple[Job, str]] = {}
@@ -155,18 +162,21 @@ class StudyRun:
                 process.join()
         self.progress.open += len(waiting) + len(running)
 
-    def _is_done(self, cell: Cell) -> bool:
-        row = self.results.done(cell)
-        if row is None:
-            return False
-        job = self._job(cell, int(row["epochs"]))
-        if row["config_hash"] != job.config_hash:
-            raise ValueError(
-                f"{self.results.path}: {cell} was run with other settings or patients (config_hash "
-                f"{row['config_hash']}, now {job.config_hash}); nothing was changed. Choose another --output_dir."
-            )
-        self.progress.finished += 1
-        return True
+    def _check_finished(self) -> None:
+        """What has finished must be what would be run now."""
+        for cell in chain.from_iterable(_stages(self.study)):
+            row = self.results.done(cell)
+            if row is not None and self._hash(cell, int(row["epochs"])) != row["config_hash"]:
+                raise ValueError(
+                    f"{self.results.path}: {cell} was run with other settings, patients or another pretraining; "
+                    "nothing was changed. Choose another --output_dir."
+                )
+
+    def _hash(self, cell: Cell, epochs: int) -> str | None:
+        try:
+            return self._job(cell, epochs).config_hash
+        except LookupError:  # the pretraining that it needs now has no result
+            return None
 
     def _next(self, cell: Cell) -> Job | None:
         """The job of a cell; ``None`` when it cannot run, which is recorded."""
@@ -175,7 +185,7 @@ class StudyRun:
         except LookupError as error:
             self._record(cell, {"status": "failed", "error": error.args[0]})
             return None
-        (job.folder / OUTCOME).unlink(missing_ok=True)
+        _make_room(job)
         return job
 
     def _job(self, cell: Cell, epochs: int) -> Job:
@@ -224,7 +234,7 @@ class StudyRun:
             "evaluated_on": self.study.evaluate_on if cell.stage == "finetune" else "validation",
             "labelled_patients": None if cell.fraction is None else self.splits.patients[key],  # type: ignore[index]
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            **{name: version(package) for name, package in PACKAGES.items()},
+            **{name: _version(package) for name, package in PACKAGES.items()},
         }
         row = self.results.append(cell, values)
         if row["status"] == "done":
@@ -235,6 +245,13 @@ class StudyRun:
             self.listener(cell, row)
 
 
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # used from a folder of sources
+        return None
+
+
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Keep a second study out of the folder as long as this one runs; the lock ends with the process."""
@@ -242,7 +259,7 @@ def _alone(folder: Path) -> Iterator[None]:
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise BlockingIOError(f"{folder}: another study is running in this folder.") from error
         yield
 
@@ -256,9 +273,18 @@ def _context() -> Any:
     return context
 
 
+def _make_room(job: Job) -> None:
+    """Empty the folder of a job, unless a run with the same settings and patients can go on there."""
+    mark = job.folder / "config_hash.txt"
+    if not mark.is_file() or mark.read_text(encoding="utf-8") != job.config_hash:
+        shutil.rmtree(job.folder, ignore_errors=True)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(job.config_hash, encoding="utf-8")
+    (job.folder / OUTCOME).unlink(missing_ok=True)
+
+
 def _start(context: Any, job: Job, device: str, threads: int) -> Any:
     environment = {"CUDA_VISIBLE_DEVICES": device} if device else {}
-    job.folder.mkdir(parents=True, exist_ok=True)
     process = context.Process(target=run_job, args=(job, environment, threads), name=str(job.cell))
     process.start()
     return process

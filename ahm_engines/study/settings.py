@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
@@ -22,7 +23,7 @@ BASE, ARMS = "base", "arms"
 # options under "data": those of both bundles, and those that only tell where labels come from
 COMMON = ("modality", "spatial_dims", "in_channels", "spacing_mm", "window_hu")
 LABELS = ("labels_dir", "label_values", "allow_empty_labels", "class_pattern", "labels_csv")
-FINDING = ("dataset_dir", "datalist", "classes", "patient_pattern", "skip_bad", "unit")
+FINDING = ("dataset_dir", "datalist", "slices", "classes", "patient_pattern", "skip_bad", "unit")
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,17 @@ class Study:
             raise ValueError("data: expected a dataset_dir or a datalist, got neither.")
         if not self.arms or not self.seeds or not all(self.seeds.values()):
             raise ValueError("expected at least one arm, one label fraction and one seed for each fraction.")
+        for name in ("val_fraction", "test_fraction"):
+            if not isinstance(getattr(self, name), int | float):
+                raise ValueError(f"{name}: expected a number, got {getattr(self, name)!r}.")
         if list(self.seeds) != sorted(set(self.seeds)) or not all(0 < fraction <= 1 for fraction in self.seeds):
             raise ValueError(f"seeds: expected ascending label fractions in (0, 1], got {list(self.seeds)}.")
         for name, arm in self.arms.items():
             self._check_arm(name, arm)
 
     def _check_arm(self, name: str, arm: Arm) -> None:
+        if not re.fullmatch(r"[\w.+-]+", name):
+            raise ValueError(f"arms: expected a name that can be part of a folder's, got {name!r}.")
         others = [*arm.compare_with, *([arm.equal_time] if arm.equal_time else [])]
         absent = [other for other in others if other not in self.arms]
         if absent:
@@ -101,6 +107,8 @@ class Study:
         if arm.equal_time and (arm.pretrain is None or self.arms[arm.equal_time].pretrain is None):
             raise ValueError(f"arm {name!r}: equal_time needs two arms that pretrain.")
         if arm.equal_time:
+            if self.arms[arm.equal_time].equal_time:
+                raise ValueError(f"arm {name!r}: {arm.equal_time!r} is given the time of another arm itself.")
             self.timed_by(name)
         for stage in ("finetune", "pretrain") if arm.pretrain is not None else ("finetune",):
             self.epochs(stage, arm)
@@ -116,7 +124,8 @@ class Study:
     def timed_by(self, name: str) -> str:
         """The arm whose steps take as long as those of an arm with ``equal_time``: the same without it."""
         arm = self.arms[name]
-        same = (other for other, its in self.arms.items() if its.pretrain == arm.pretrain and its.equal_time is None)
+        wanted = (arm.pretrain, arm.overlays, None)
+        same = (other for other, its in self.arms.items() if (its.pretrain, its.overlays, its.equal_time) == wanted)
         found = next(same, None)
         if found is None:
             raise ValueError(f"arm {name!r}: its time per step is not known without an arm of the same pretraining.")
@@ -178,8 +187,8 @@ def read_study(
         ValueError: an unknown name or entry, or settings that make no study.
     """
     _expect("size", size, SIZES)
-    layers = [_shipped(BASE, "preset")]
-    layers += [_shipped(name, kind) for name, kind in ((preset, "preset"), (_prefixed(ablation), "ablation")) if name]
+    layers = [_load(BASE)]
+    layers += [_shipped(name, kind) for name, kind in ((preset, "preset"), (ablation, "ablation")) if name]
     layers += [_read(Path(config))] if config else []
     content: dict[str, Any] = {}
     for layer in layers:
@@ -187,27 +196,31 @@ def read_study(
     for key, value in (changes or {}).items():
         content = _merged(content, _nested(key.split("."), value))
     content.setdefault("name", "-".join(word for word in (preset or "study", ablation, size) if word))
-    return _study(content, Path(data_dir) if data_dir else None)
+    try:
+        return _study(content, Path(data_dir) if data_dir else None)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"study: an entry is of another kind than in the presets ({error}).") from error
 
 
 def _study(content: dict[str, Any], data_dir: Path | None) -> Study:
     fields = set(Study.__dataclass_fields__)
     _known("study", content, fields)
     data = {key: _placed(key, value, data_dir) for key, value in content.get("data", {}).items()}
-    seeds = {float(fraction): _seeds(value) for fraction, value in content.get("seeds", {}).items()}
+    seeds = {_fraction(fraction): _seeds(value) for fraction, value in content.get("seeds", {}).items()}
     ordered = {fraction: seeds[fraction] for fraction in sorted(seeds)}
     return Study(**content | {"data": data, "seeds": ordered, "arms": _arms(content.get("arms", []))})
 
 
 def _arms(chosen: Sequence[str] | Mapping[str, Any]) -> dict[str, Arm]:
     """From names on the shelf, or from definitions, which build on the shelf's arm of that name or of ``like``."""
-    shelf = _shipped(ARMS, "preset")
+    shelf = _load(ARMS)
     entries = chosen if isinstance(chosen, Mapping) else {name: {} for name in chosen}
     arms: dict[str, Arm] = {}
     for name, entry in entries.items():
         like = entry.get("like", name)
-        if like not in shelf and "pretrain" not in entry and "finetune" not in entry:
-            raise ValueError(f"arms: expected names of {', '.join(sorted(shelf))}, got {name!r}.")
+        defined = "like" not in entry and ("pretrain" in entry or "finetune" in entry)
+        if like not in shelf and not defined:
+            raise ValueError(f"arms: expected names of {', '.join(sorted(shelf))}, got {like!r}.")
         whole = _merged(shelf.get(like, {}), {key: value for key, value in entry.items() if key != "like"})
         _known(f"arms.{name}", whole, set(Arm.__dataclass_fields__))
         whole["compare_with"] = whole.get("compare_with") or []
@@ -218,15 +231,13 @@ def _arms(chosen: Sequence[str] | Mapping[str, Any]) -> dict[str, Arm]:
 
 
 def _shipped(name: str, kind: str) -> dict[str, Any]:
-    path = PRESETS / f"{name}.json"
-    if not path.is_file():
-        raise ValueError(f"{kind}: expected one of {', '.join(preset_names()[kind])}, got {name!r}.")
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    _expect(kind, name, preset_names()[kind])
+    return _load(name if kind == "preset" else f"ablation_{name}")
+
+
+def _load(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((PRESETS / f"{name}.json").read_text(encoding="utf-8"))
     return content
-
-
-def _prefixed(ablation: str | None) -> str | None:
-    return f"ablation_{ablation}" if ablation else None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -246,7 +257,7 @@ def _sized(layer: dict[str, Any], size: str) -> dict[str, Any]:
     return _merged(plain, layer.get("sizes", {}).get(size, {}))
 
 
-WHOLE = ("arms", "seeds")  # replaced, not merged
+WHOLE = ("arms", "seeds", "backbone_args", "architecture_args", "decoder_args")  # replaced, not merged
 
 
 def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
@@ -273,7 +284,17 @@ def _placed(key: str, value: Any, data_dir: Path | None) -> Any:
 
 def _seeds(value: Any) -> list[int]:
     """A number of seeds, or their list."""
-    return list(range(value)) if isinstance(value, int) else [int(seed) for seed in value]
+    seeds = range(value) if isinstance(value, int) else value
+    if isinstance(seeds, str) or not all(isinstance(seed, int) for seed in seeds):
+        raise ValueError(f"seeds: expected a number of seeds or a list of whole numbers, got {value!r}.")
+    return sorted(set(seeds))
+
+
+def _fraction(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"seeds: expected label fractions in (0, 1], got {text!r}.") from None
 
 
 def _each(measure: str, classes: Sequence[str]) -> list[str]:

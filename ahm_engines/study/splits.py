@@ -7,18 +7,21 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ahm_engines.files import write_json
 from ahm_engines.study.settings import LABELS, Study
 from ahm_transforms.io import Case, Cases, Split, load_cases, load_classification_cases, load_segmentation_cases
+from ahm_transforms.io.pairs import place_of
 from ahm_transforms.io.split import choose_patients, split_by_patient
 
 __all__ = ["Splits", "make_splits"]
 
 logger = logging.getLogger(__name__)
+
+PARTS = ("training", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -72,14 +75,23 @@ def _labelled(study: Study) -> Cases:
     data = study.data
     options = _finding(study) | {"classes": data["classes"], "val_fraction": 0.0, "test_fraction": 0.0}
     options |= {key: data[key] for key in LABELS if key in data}
-    return (
-        load_classification_cases(**options) if study.task == "classification" else load_segmentation_cases(**options)
-    )
+    if study.task == "segmentation":
+        return load_segmentation_cases(**options)
+    cases = load_classification_cases(**options)
+    parts = {part: [_named(case, cases.classes) for case in getattr(cases, part)] for part in PARTS}
+    return replace(cases, **parts)
+
+
+def _named(case: Case, classes: Sequence[str]) -> Case:
+    """With the name of its class: an index would be taken for a name where classes are called 1, 2, 3."""
+    return {**case, "label": classes[case["label"]]}
 
 
 def _images(study: Study) -> list[Case]:
-    """All images, with or without a label, but those that a datalist wants to validate or test on."""
-    return load_cases(**_finding(study), val_fraction=0.0).training
+    """All images, with or without a label, but label maps and those that a datalist wants to validate or test on."""
+    images = load_cases(**_finding(study), val_fraction=0.0).training
+    labels_dir = study.data.get("labels_dir")
+    return [case for case in images if not labels_dir or not place_of(case).is_relative_to(Path(labels_dir).absolute())]
 
 
 def _finding(study: Study) -> dict[str, Any]:
@@ -101,7 +113,8 @@ def _divide(study: Study, cases: Cases, seed: int) -> Split:
         stratify=_stratify(study),
     )
     split = Split(drawn.training, cases.validation or drawn.validation, cases.test or drawn.test)
-    shared = _patients(split.training) & (_patients(split.validation) | _patients(split.test))
+    patients = [_patients(part) for part in split]
+    shared = sum(map(len, patients)) > len(set().union(*patients))
     if shared or not split.validation or not split.test:
         raise ValueError(
             f"{study.name}: {len(_patients(cases.training))} patient(s) with labels do not suffice for training, "

@@ -12,6 +12,7 @@ from ahm_transforms.io.naming import NameByCased
 from ahm_transforms.io.pairs import with_masks
 from ahm_transforms.io.reader import CaseReader, LoadCased, load_image
 from ahm_transforms.io.segments import Segment, read_segments
+from ahm_transforms.io.slices import slice_options, write_slices
 from ahm_transforms.io.split import Split, split_by_patient
 from ahm_transforms.io.template import template_cases, template_path
 
@@ -37,9 +38,11 @@ __all__ = [
     "load_image",
     "load_segmentation_cases",
     "read_segments",
+    "slice_options",
     "split_by_patient",
     "template_cases",
     "template_path",
     "with_masks",
     "write_dicom_seg",
+    "write_slices",
 ]

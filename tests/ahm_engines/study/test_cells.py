@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a cell to the run of a bundle, and the hash of what decides its numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ahm_engines.study.cells import Cell, Job, bundles_folder, finetuning_cells, make_job, pretraining_cells
+from ahm_engines.study.splits import make_splits
+from tests.fixtures_study_runs import FOUR_ARMS, blobs, patients_of, study_of
+
+ROOT = Path(__file__).parents[3]
+RANDOM = Cell("pretrain", "random", 0)
+TUNED = Cell("finetune", "random", 0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return blobs(tmp_path_factory.mktemp("data"))
+
+
+def job_of(cell: Cell, images: Path, folder: Path, changes: Mapping[str, Any] | None = None, **more: Any) -> Job:
+    study = study_of(images, {"arms": FOUR_ARMS, **(changes or {})})
+    splits = make_splits(study, folder / "splits")
+    return make_job(cell, study, splits, folder, ROOT / "bundles", **{"epochs": 2, "before": None, **more})
+
+
+def test_stages_hold_each_cell_once_seed_by_seed(images: Path) -> None:
+    study = study_of(images, {"arms": FOUR_ARMS, "seeds": {"0.5": 2, "1.0": [0]}})
+    assert list(map(str, pretraining_cells(study, equal_time=False))) == [
+        *("pretrain random, seed 0", "pretrain a3c, seed 0", "pretrain random, seed 1", "pretrain a3c, seed 1")
+    ]
+    assert [(cell.arm, cell.seed) for cell in pretraining_cells(study, equal_time=True)] == [
+        *(("random_equal_time", 0), ("random_equal_time", 1))
+    ]
+    cells = [(cell.seed, cell.fraction, cell.arm) for cell in finetuning_cells(study)]
+    assert cells == [(s, f, arm) for s, f in ((0, 0.5), (0, 1.0), (1, 0.5)) for arm in FOUR_ARMS]
+
+
+def test_folders_tell_stage_arm_fraction_and_seed() -> None:
+    assert Cell("pretrain", "a3c", 3).folder == "runs/pretrain/a3c_seed3"
+    assert Cell("finetune", "a3c", 3, 0.06).folder == "runs/finetune/a3c_labels0.06_seed3"
+    assert Cell("finetune", "a3c", 3, 1.0).folder == "runs/finetune/a3c_labels1_seed3"
+
+
+def test_pretraining_has_the_options_of_study_and_arm(images: Path, tmp_path: Path) -> None:
+    changes = {"pretrain.mask_ratio": 0.5, "pretrain.patch_size": 4, "data.spacing_mm": None, "data.window_hu": [0, 9]}
+    arms = {"random": {"pretrain": {"patch_size": 8, "amp": None}}}
+    job = job_of(RANDOM, images, tmp_path, changes | {"arms": arms}, epochs=7)
+    options = job.options
+    assert (options["masker"], options["mask_ratio"], options["patch_size"]) == ("uniform", 0.5, 8)
+    assert (options["max_epochs"], options["seed"], options["resume"]) == (7, 0, True)
+    assert (options["modality"], options["spatial_dims"], options["window_hu"]) == ("image2d", 2, [0, 9])
+    for name in ("foreground_threshold", "amp", "spacing_mm"):
+        assert name in options and options[name] is None
+    assert not {"classes", "pretrained", "evaluate_cases", "labels_dir"} & options.keys()
+    assert options["output_dir"] == str(tmp_path / "runs/pretrain/random_seed0") == str(job.folder)
+    assert (job.bundle.name, job.overlays) == ("ahm_pretrain", ())
+    assert "test" not in json.loads(Path(options["datalist"]).read_text())
+
+
+def test_finetuning_goes_on_from_its_own_pretraining(images: Path, tmp_path: Path) -> None:
+    changes = {"finetune.crop_size": 16, "data.label_values": [1], "data.unit": "mm", "evaluate_on": "validation"}
+    job = job_of(TUNED, images, tmp_path, changes, before="abc")
+    options = job.options
+    assert options["pretrained"] == str(tmp_path / RANDOM.folder / "models/model.pt")
+    assert (options["classes"], options["label_values"], options["unit"]) == (["square"], [1], "mm")
+    assert (options["crop_size"], options["evaluate_cases"]) == (16, "validation")
+    assert patients_of(Path(options["datalist"])) == {f"p{number:02d}" for number in range(10)}
+    assert "masker" not in options and job.bundle.name == "ahm_segmentation"
+
+
+def test_scratch_starts_from_no_weights(images: Path, tmp_path: Path) -> None:
+    assert "pretrained" not in job_of(Cell("finetune", "scratch", 0, 1.0), images, tmp_path).options
+
+
+def test_classification_runs_its_own_bundle_for_the_key_metric_of_the_study(images: Path, tmp_path: Path) -> None:
+    names = ["p00", "p01", "p02", "p03", "p04", "p05", "p06", "p07", "p08", "p09"]
+    rows = "".join(f"{name},{'ab'[index % 2]}\n" for index, name in enumerate(names))
+    (tmp_path / "labels.csv").write_text("case_id,label\n" + rows)
+    own = {"task": "classification", "data.classes": ["a", "b"], "data.labels_csv": str(tmp_path / "labels.csv")}
+    job = job_of(TUNED, images, tmp_path, own)
+    assert job.bundle.name == "ahm_classification"
+    assert (job.options["key_metric"], job.options["classes"]) == ("accuracy", ["a", "b"])
+    assert "labels_csv" not in job.options
+
+
+def test_overlays_come_between_the_bundles_file_and_the_options(images: Path, tmp_path: Path) -> None:
+    cell = Cell("pretrain", "contrastive", 0)
+    job = job_of(cell, images, tmp_path, {"arms": ["contrastive"]})
+    names = [Path(name).name for name in job.config_files()]
+    assert names == ["train.json", "contrastive.json", "options.json"]
+    assert job.config_files()[-1] == str(tmp_path / cell.folder / "options.json")
+    tuned = job_of(Cell("finetune", "contrastive", 0, 1.0), images, tmp_path, {"arms": ["contrastive"]}, before="x")
+    assert [Path(name).name for name in tuned.config_files("evaluate.json")] == [
+        *("train.json", "evaluate.json", "options.json")
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pretrain.mask_ratio": 0.5},
+        {"data.window_hu": [0, 1]},
+        {"arms": {"random": {"pretrain": {"foreground_threshold": 0.1}}}},
+        {"arms": {"random": {"overlays": ["ahm_paper.json"]}}},
+        {"test_fraction": 0.3},
+    ],
+)
+def test_the_hash_tells_options_overlays_and_patients(images: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    assert job_of(RANDOM, images, tmp_path / "a").config_hash != (
+        job_of(RANDOM, images, tmp_path / "b", changes).config_hash
+    )
+
+
+def test_the_hash_tells_epochs_seed_arm_fraction_and_pretraining(images: Path, tmp_path: Path) -> None:
+    seeds = {"seeds": {"0.5": 2, "1.0": 2}}
+    hashes = [
+        job_of(RANDOM, images, tmp_path, seeds).config_hash,
+        job_of(RANDOM, images, tmp_path, seeds, epochs=3).config_hash,
+        job_of(Cell("pretrain", "random", 1), images, tmp_path, seeds).config_hash,
+        job_of(Cell("pretrain", "a3c", 0), images, tmp_path, seeds).config_hash,
+        job_of(TUNED, images, tmp_path, seeds).config_hash,
+        job_of(TUNED, images, tmp_path, seeds, before="abc").config_hash,
+        job_of(TUNED, images, tmp_path, seeds, before="xyz").config_hash,
+        job_of(Cell("finetune", "random", 0, 0.5), images, tmp_path, seeds).config_hash,
+    ]
+    assert len(set(hashes)) == len(hashes)
+
+
+def test_the_hash_does_not_tell_folders_titles_and_other_arms(images: Path, tmp_path: Path) -> None:
+    moved = blobs(tmp_path / "moved")
+    first = job_of(TUNED, images, tmp_path / "a", before="abc")
+    other = {"name": "other", "arms": {"random": {"title": "other", "compare_with": []}}}
+    assert job_of(TUNED, moved, tmp_path / "b", other, before="abc").config_hash == first.config_hash
+
+
+def test_bundles_are_found_here_or_beside_the_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert bundles_folder() == ROOT / "bundles"
+    own = tmp_path / "bundles/ahm_pretrain/configs"
+    own.mkdir(parents=True)
+    (own / "train.json").write_text("{}")
+    assert bundles_folder() == tmp_path / "bundles"
+    assert bundles_folder(ROOT / "bundles") == ROOT / "bundles"
+    with pytest.raises(FileNotFoundError, match=r"no bundles in .*elsewhere.*--bundles_dir"):
+        bundles_folder(tmp_path / "elsewhere")

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A study folder is read as far as it goes: the last row of a cell counts, foreign rows do not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ahm_engines.study.cells import Cell
+from ahm_engines.study.finished import FINETUNE, PRETRAIN, read_finished
+from tests.fixtures_study import COLUMNS, finetuned, pretrained, write_curves, write_results, write_settings
+
+
+def test_planned_are_the_finetunings_of_every_arm_and_the_pretrainings_of_all_but_scratch(tmp_path: Path) -> None:
+    study = read_finished(write_settings(tmp_path, seeds={"0.06": [0, 1, 2], "1.0": [0]}))
+    stages = [cell.stage for cell in study.planned()]
+    assert (stages.count(PRETRAIN), stages.count(FINETUNE)) == (2 * 3, 3 * 4)
+    assert study.scratch == "scratch" and not study.rows and not study.curves
+
+
+def test_the_last_row_of_a_cell_counts(tmp_path: Path) -> None:
+    failed = {"status": "failed", "error": "out of memory"}
+    rows = [finetuned("a3c", 0, 0.5) | failed, finetuned("a3c", 0, 0.7), finetuned("a3c", 1, 0.8)]
+    write_results(write_settings(tmp_path, seeds={"0.25": [0, 1]}), [*rows, finetuned("a3c", 1, 0.8) | failed])
+    study = read_finished(tmp_path)
+    assert study.values("dice", "a3c", 0.25) == {0: 0.7}
+    assert [str(row.cell) for row in study.failed()] == ["finetune a3c, 0.25 of the labels, seed 1"]
+
+
+def test_rows_of_other_cells_and_other_patients_do_not_count(tmp_path: Path) -> None:
+    rows = [
+        finetuned("a3c", 0, 0.7),
+        finetuned("a3c", 0, 0.9, evaluated_on="validation"),
+        finetuned("a3c", 5, 0.9),
+        finetuned("a3c", 0, 0.9, fraction=0.5),
+        finetuned("other", 0, 0.9),
+    ]
+    write_results(write_settings(tmp_path, seeds={"0.25": [0]}), rows)
+    study = read_finished(tmp_path)
+    assert study.values("dice", "a3c", 0.25) == {0: 0.7} and len(study.rows) == 1 and study.ignored == 4
+
+
+def test_undefined_metrics_and_missing_columns_are_no_values(tmp_path: Path) -> None:
+    rows = [
+        finetuned("a3c", 0, float("nan")),
+        finetuned("a3c", 1, 0.6, hd95_mm="inf"),
+        finetuned("a3c", 2, 0.6) | {"dice": ""},
+    ]
+    write_results(write_settings(tmp_path, seeds={"0.25": [0, 1, 2]}), rows, columns=COLUMNS[:-1])
+    study = read_finished(tmp_path)
+    assert study.values("dice", "a3c", 0.25) == {1: 0.6}
+    assert set(study.values("hd95_mm", "a3c", 0.25)) == {2}
+    assert study.values("surface_dice", "a3c", 0.25) == {}
+
+
+def test_a_learning_curve_holds_the_last_value_of_every_step_in_order_and_only_of_finished_cells(
+    tmp_path: Path,
+) -> None:
+    write_results(write_settings(tmp_path, seeds={"0.25": [0, 1]}), [finetuned("a3c", 0, 0.7), pretrained("a3c", 0)])
+    write_curves(tmp_path, {("a3c", 0.25, 0): {20: 0.2, 10: 0.1}, ("a3c", 0.25, 1): {10: 0.5}})
+    with open(tmp_path / "curves.csv", "a") as file:
+        file.write("a3c,0.25,0,20,0.3\n")
+    curves = read_finished(tmp_path).finished_curves("a3c", 0.25)
+    assert {seed: list(curve.items()) for seed, curve in curves.items()} == {0: [(10.0, 0.1), (20.0, 0.3)]}
+
+
+def test_cells_are_matched_however_the_fraction_is_written(tmp_path: Path) -> None:
+    write_results(write_settings(tmp_path, seeds={"1.0": [0]}), [finetuned("a3c", 0, 0.7) | {"fraction": "1"}])
+    assert Cell(FINETUNE, "a3c", 0, 1.0) in read_finished(tmp_path).rows
+
+
+def test_without_a_readable_study_json_it_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"study.json: no such file; expected the folder of a study"):
+        read_finished(tmp_path)
+    path = write_settings(tmp_path, seeds={"1.0": [0]}) / "study.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"version": 0}))
+    with pytest.raises(ValueError, match=r"study.json: .*expected version 1, got 0.*into a new folder"):
+        read_finished(tmp_path)
+    path.write_text(json.dumps({key: value for key, value in settings.items() if key != "arms"}))
+    with pytest.raises(ValueError, match=r"study.json: expected an entry 'arms', got none"):
+        read_finished(tmp_path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"study.json: cannot be read as a study"):
+        read_finished(tmp_path)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Intervals, verdicts and steps to the target agree with what is worked out by hand."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+
+from ahm_engines.study.statistics import (
+    Interval,
+    Verdict,
+    judge,
+    mean_and_sd,
+    paired_bootstrap,
+    running_mean,
+    speed_up,
+    steps_to_target,
+)
+
+
+def test_the_interval_of_many_normal_differences_is_the_one_of_the_textbook() -> None:
+    differences = np.random.default_rng(0).normal(0.02, 0.05, size=400)
+    interval = paired_bootstrap(differences.tolist())
+    half = 1.96 * differences.std(ddof=1) / math.sqrt(400)
+    assert interval.mean == pytest.approx(differences.mean()) and interval.count == 400
+    assert interval.low == pytest.approx(differences.mean() - half, abs=0.05 * half)
+    assert interval.high == pytest.approx(differences.mean() + half, abs=0.05 * half)
+
+
+def test_the_interval_of_three_differences_by_hand() -> None:
+    # 27 equally likely samples: all-smallest has 1 / 27 = 3.7 %, more than the 2.5 % below the interval
+    interval = paired_bootstrap([1.0, 2.0, 6.0])
+    assert (interval.low, interval.high) == (1.0, 6.0)
+
+
+def test_a_wider_level_gives_a_wider_interval_and_a_seed_the_same_one() -> None:
+    differences = [0.1, 0.4, -0.2, 0.3, 0.6, 0.2]
+    narrow, wide = paired_bootstrap(differences, level=0.5), paired_bootstrap(differences, level=0.99)
+    assert wide.low < narrow.low < narrow.high < wide.high
+    assert paired_bootstrap(differences, seed=3) == paired_bootstrap(differences, seed=3)
+
+
+@pytest.mark.parametrize("differences", [[], [0.3], [0.3, 0.3, 0.3], [0.0, 0.0], [0.61 - 0.6, 0.71 - 0.7]])
+def test_no_interval_is_made_up_and_no_warning_given_where_there_is_no_spread(differences: list[float]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        interval = paired_bootstrap(differences)
+    assert math.isnan(interval.low) and math.isnan(interval.high) and interval.count == len(differences)
+    assert judge(interval) is Verdict.NO_INTERVAL
+    assert interval.mean == pytest.approx(differences[0]) if differences else math.isnan(interval.mean)
+
+
+def test_differences_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"differences: expected finite numbers, got \[0.1, nan\]"):
+        paired_bootstrap([0.1, math.nan])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "count", "verdict"),
+    [
+        *[(0.1, 0.3, 5, Verdict.SHOWN), (-0.3, -0.1, 5, Verdict.SHOWN), (0.1, 0.3, 4, Verdict.HINT)],
+        *[(-0.1, 0.3, 50, Verdict.NOT_SHOWN), (0.0, 0.3, 50, Verdict.NOT_SHOWN), (-0.3, 0.0, 5, Verdict.NOT_SHOWN)],
+    ],
+)
+def test_shown_takes_five_seeds_and_an_interval_on_one_side_of_zero(
+    low: float, high: float, count: int, verdict: Verdict
+) -> None:
+    assert judge(Interval((low + high) / 2, low, high, count)) is verdict
+
+
+def test_mean_and_standard_deviation_by_hand() -> None:
+    assert mean_and_sd([1.0, 3.0]) == (2.0, pytest.approx(math.sqrt(2.0)))
+    assert mean_and_sd([4.0])[0] == 4.0 and math.isnan(mean_and_sd([4.0])[1])
+    assert math.isnan(mean_and_sd([])[0])
+
+
+def test_the_running_mean_looks_back_only() -> None:
+    smoothed = running_mean([0.0, 0.0, 3.0, 0.0, 0.0, 0.0])
+    assert np.isnan(smoothed[:2]).all() and smoothed[2:].tolist() == [1.0, 1.0, 1.0, 0.0]
+    assert np.isnan(running_mean([1.0, 1.0])).all()
+
+
+def test_one_lucky_validation_does_not_reach_the_target() -> None:
+    steps = [10, 20, 30, 40, 50, 60]
+    assert steps_to_target(steps, [0.0, 0.9, 0.0, 0.6, 0.6, 0.6], target=0.6) == 60.0
+    assert steps_to_target(steps, [0.0, 0.9, 0.0, 0.6, 0.6, 0.6], target=0.6, smoothing=1) == 20.0
+
+
+def test_what_is_never_reached_is_none_and_so_is_what_is_undefined() -> None:
+    assert steps_to_target([10, 20, 30], [0.5, 0.5, 0.5], target=0.6) is None
+    assert steps_to_target([10, 20, 30], [0.9, math.nan, 0.9], target=0.6) is None
+    assert steps_to_target([10, 20], [0.9, 0.9], target=0.6) is None
+    assert steps_to_target([], [], target=0.6) is None
+
+
+def test_steps_must_fit_the_values_and_rise() -> None:
+    with pytest.raises(ValueError, match="values: expected one per step, 2, got 1"):
+        steps_to_target([10, 20], [0.5], target=0.6)
+    with pytest.raises(ValueError, match="steps: expected rising ones"):
+        steps_to_target([10, 10, 20], [0.5, 0.5, 0.5], target=0.6)
+
+
+def test_the_ratio_is_a_geometric_mean_over_the_seeds_where_both_reached_the_target() -> None:
+    scratch = {0: 100.0, 1: 100.0, 2: None, 3: 100.0, 4: 100.0}
+    ratio = speed_up(scratch, {0: 50.0, 1: 200.0, 2: 10.0, 3: None, 9: 1.0})
+    assert ratio.ratio == pytest.approx(1.0)  # 2 and 1/2
+    assert (ratio.low, ratio.high, ratio.both, ratio.slower) == (0.5, 2.0, 2, 1)
+    assert (ratio.reached, ratio.count) == (3, 4)  # seed 9 is not one of scratch's
+
+
+def test_without_a_seed_where_both_reached_it_there_is_no_ratio() -> None:
+    ratio = speed_up({0: 100.0}, {0: None})
+    assert math.isnan(ratio.ratio) and (ratio.both, ratio.reached, ratio.count) == (0, 0, 1)
