@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 
 from ahm_engines.study import Progress, Study, preset_names, read_study, run_study
 from ahm_engines.study.cells import Cell
@@ -68,7 +69,7 @@ def study(
         given = _given(dataset_dir, labels_dir, datalist, classes, arms, fractions) | _parsed(changes or [])
         what = read_study(preset, size=size, ablation=ablation, config=config, data_dir=data_dir, changes=given)
         slots, threads = _resources(devices, workers)
-        console.print(_describe(what), highlight=False)
+        console.print(_describe(what), markup=False, highlight=False, soft_wrap=True)
         progress = run_study(
             what,
             output_dir,
@@ -163,7 +164,7 @@ def _describe(what: Study) -> str:
 
 def _tell(cell: Cell, row: Row) -> None:
     if row["status"] != "done":
-        console.print(f"[red]failed[/] {cell}: {row['error']}", highlight=False, soft_wrap=True)
+        console.print(f"[red]failed[/] {cell}: {escape(row['error'])}", highlight=False, soft_wrap=True)
         return
     names = ("random_psnr",) if cell.stage == "pretrain" else ("dice", "accuracy")
     score = ", ".join(f"{name} {float(row[name]):.3f}" for name in names if row.get(name))

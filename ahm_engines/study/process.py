@@ -103,6 +103,9 @@ def _scores(folder: Path) -> dict[str, float]:
 
 
 def _one_line(error: BaseException) -> str:
+    """What went wrong, without the errors about configuration files that MONAI wraps it in."""
+    while error.__cause__ is not None and str(error).startswith("Failed to "):
+        error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines)}"[:500]
 

@@ -36,7 +36,7 @@ except ImportError:  # Windows has no such locks
 
 # imported once, in the server that the cells' processes are forked from
 PRELOADED = [
-    *("monai.bundle", "ahm_engines.handlers", "ahm_networks", "ahm_transforms.recipes"),
+    *("monai.bundle", "ahm_engines.handlers", "ahm_engines.study.process", "ahm_networks", "ahm_transforms.recipes"),
     *("torch.utils.tensorboard", "tensorboard.backend.event_processing.event_accumulator"),
 ]
 PACKAGES = {"ahm": "monai-ahm", "monai": "monai", "torch": "torch"}
@@ -152,7 +152,7 @@ class StudyRun:
                     if job is not None:
                         device = free.pop()
                         running[_start(context, job, device, threads)] = (job, device)
-                for process in _ended(running, deadline):
+                for process in _ended(list(running), deadline):
                     job, device = running.pop(process)
                     free.append(device)
                     self._finish(job, read_outcome(job.folder, process.exitcode))
@@ -290,10 +290,11 @@ def _start(context: Any, job: Job, device: str, threads: int) -> Any:
     return process
 
 
-def _ended(running: dict[Any, Any], deadline: float) -> list[Any]:
-    """Wait until a process ends, but not beyond the deadline."""
+def _ended(running: Sequence[Any], deadline: float) -> list[Any]:
+    """Wait until a process ends, if there is one, but not beyond the deadline."""
     left = deadline - time.monotonic()
-    wait([process.sentinel for process in running], timeout=max(left, 0) if math.isfinite(left) else None)
+    if running:  # wait() would wait for none for ever
+        wait([process.sentinel for process in running], timeout=max(left, 0) if math.isfinite(left) else None)
     ended = [process for process in running if not process.is_alive()]
     for process in ended:
         process.join()

@@ -21,8 +21,6 @@ __all__ = ["Splits", "make_splits"]
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("training", "validation", "test")
-
 
 @dataclass(frozen=True)
 class Splits:
@@ -78,13 +76,14 @@ def _labelled(study: Study) -> Cases:
     if study.task == "segmentation":
         return load_segmentation_cases(**options)
     cases = load_classification_cases(**options)
-    parts = {part: [_named(case, cases.classes) for case in getattr(cases, part)] for part in PARTS}
-    return replace(cases, **parts)
+    parts = (cases.training, cases.validation, cases.test)
+    training, validation, test = (_named(part, cases.classes) for part in parts)
+    return replace(cases, training=training, validation=validation, test=test)
 
 
-def _named(case: Case, classes: Sequence[str]) -> Case:
-    """With the name of its class: an index would be taken for a name where classes are called 1, 2, 3."""
-    return {**case, "label": classes[case["label"]]}
+def _named(cases: Sequence[Case], classes: Sequence[str]) -> list[Case]:
+    """With the names of their classes: an index would be taken for a name where classes are called 1, 2, 3."""
+    return [{**case, "label": classes[case["label"]]} for case in cases]
 
 
 def _images(study: Study) -> list[Case]:

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -199,7 +200,7 @@ def test_an_old_outcome_is_not_taken_for_a_new_one(images: Path, tmp_path: Path,
 @pytest.mark.parametrize(
     ("random", "a3c", "epochs"),
     [
-        ((0.1, 0.3, 0.2), (0.7, 0.4, 0.5), 8),  # medians 0.2 and 0.5: 2.5 times 3 epochs, rounded up
+        ((0.1, 0.9, 0.2), (0.7, 0.4, 0.5), 8),  # medians 0.2 and 0.5: 2.5 times 3 epochs, rounded up
         ((0.2, 0.2, 0.2), (0.4, 0.4, 0.4), 6),
         ((0.4, 0.4, 0.4), (0.1, 0.1, 0.1), 3),  # never fewer than the others
     ],
@@ -252,13 +253,18 @@ def test_time_is_up_before_the_first_cell(images: Path, tmp_path: Path, fake: Fa
     assert fake.begun() == [] and rows_of(tmp_path / "study") == []
 
 
-def test_a_cell_that_runs_when_time_is_up_is_stopped_and_open(images: Path, tmp_path: Path, fake: FakeRuns) -> None:
+def test_a_cell_that_runs_when_time_is_up_is_stopped_and_open(
+    images: Path, tmp_path: Path, fake: FakeRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that stands still until that cell has begun."""
+    clock = SimpleNamespace(monotonic=lambda: 0.0 if len(fake.begun()) < 2 else 10.0)
+    monkeypatch.setattr(runner, "time", clock)
     study = study_of(images, {"arms": ["random"], "seeds": {"1.0": 2}})
     fake.lasting.add(Cell("pretrain", "random", 1))
-    progress = run(study, tmp_path, minutes=3 / 60)
+    progress = run(study, tmp_path, minutes=0.5 / 60)
     assert (progress.finished, progress.failed, progress.open) == (1, [], 3)
     assert statuses(tmp_path) == ["done"] and len(fake.begun()) == 2
-    assert not multiprocessing.active_children()
+    assert not multiprocessing.active_children() and fake.lines()[-1][0] == "begin"
     fake.lasting.clear()
     assert run(study, tmp_path) == Progress(finished=4)
     assert fake.lines()[3][:2] == ["again", "pretrain random, seed 1"]

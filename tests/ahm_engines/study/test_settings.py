@@ -192,11 +192,11 @@ def test_settings_that_make_no_study_are_refused(changes: dict[str, Any], messag
 
 
 def test_unknown_names_are_refused_with_the_choices() -> None:
-    with pytest.raises(ValueError, match="preset: expected one of .*hippocampus.*, got 'nonsense'"):
+    with pytest.raises(ValueError, match=r"preset: expected one of .*hippocampus.*, got 'nonsense'"):
         read_study("nonsense")
     with pytest.raises(ValueError, match="size: expected one of small, full, got 'large'"):
         read_study("hippocampus", size="large")
-    with pytest.raises(ValueError, match="ablation: expected one of .*mask_ratio.*, got 'why'"):
+    with pytest.raises(ValueError, match=r"ablation: expected one of .*mask_ratio.*, got 'why'"):
         read_study("hippocampus", ablation="why")
 
 
@@ -215,5 +215,5 @@ def test_a_file_that_is_no_json_object_is_named(tmp_path: Path, text: str, messa
 
 
 def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="missing.json does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"missing.json does not exist"):
         read_study(config=tmp_path / "missing.json")

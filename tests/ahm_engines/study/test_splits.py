@@ -81,7 +81,16 @@ def test_smaller_fractions_lie_within_larger_ones_and_the_held_out_are_the_same(
 def test_labelled_patients_are_counted_as_patients(splits: Splits) -> None:
     for (fraction, seed), count in splits.patients.items():
         assert count == len(patients_of(splits.finetune[fraction, seed], "training")) == round(6 * fraction)
-    assert sorted(splits.patients) == [(0.34, 0), (0.34, 1), (0.34, 2), (0.67, 0), (0.67, 1), (1.0, 0), (1.0, 1), (1.0, 2)]
+    assert sorted(splits.patients) == [
+        (0.34, 0),
+        (0.34, 1),
+        (0.34, 2),
+        (0.67, 0),
+        (0.67, 1),
+        (1.0, 0),
+        (1.0, 1),
+        (1.0, 2),
+    ]
 
 
 def test_seeds_divide_the_patients_differently(splits: Splits) -> None:
@@ -177,10 +186,11 @@ def entries(*names: str, **more: str) -> list[dict[str, str]]:
 def test_lists_of_ones_own_are_kept_for_every_seed(tmp_path: Path) -> None:
     images = blobs(tmp_path)
     lists = own_lists(tmp_path, training=entries(*TEN[:6]), validation=entries(*TEN[6:8]), test=entries(*TEN[8:]))
-    splits = splits_of(images, tmp_path / "splits", {**lists, "seeds": {"0.5": 2, "1.0": 2}})
+    splits = splits_of(images, tmp_path / "splits", {**lists, "seeds": {"0.5": 4, "1.0": 2}})
     for path in splits.finetune.values():
         assert patients_of(path, "test") == set(TEN[8:]) and patients_of(path, "validation") == set(TEN[6:8])
         assert patients_of(path, "training") <= set(TEN[:6])
+    assert len({frozenset(patients_of(splits.finetune[0.5, seed], "training")) for seed in range(4)}) > 1
     for path in splits.pretrain.values():
         assert patients_of(path, "training") == set(TEN[:6]) and patients_of(path, "validation") == set(TEN[6:8])
 
@@ -231,7 +241,7 @@ def test_going_on_with_other_data_is_refused_and_nothing_changed(tmp_path: Path,
         (images / "p99.png").write_bytes((images / "p04.png").read_bytes())
     if kind == "one more":
         (tmp_path / "labels/p99.png").write_bytes((tmp_path / "labels/p04.png").read_bytes())
-    with pytest.raises(ValueError, match="seed0_.*json: the data have changed since the study began"):
+    with pytest.raises(ValueError, match=r"seed0_.*json: the data have changed since the study began"):
         splits_of(images, tmp_path / "splits")
     assert bytes_below(tmp_path / "splits") == before
 
@@ -257,7 +267,7 @@ def test_datalists_name_the_class_of_an_image(tmp_path: Path, classes: list[str]
 
 def test_images_without_a_class_serve_for_pretraining_if_bad_ones_are_skipped(tmp_path: Path) -> None:
     images = write_classes(tmp_path / "images", {"dark": 5, "bright": 5, "unknown": 3})
-    with pytest.raises(ValueError, match="unknown/0.png"):
+    with pytest.raises(ValueError, match=r"unknown/0.png"):
         splits_of(images, tmp_path / "splits", CLASSES)
     splits = splits_of(images, tmp_path / "splits", {**CLASSES, "data.skip_bad": True})
     unknown = {f"unknown_{number}" for number in range(3)}
