@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import multiprocessing
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +18,8 @@ from typing import Any
 
 from ahm_engines.files import writable_folder, write_json
 from ahm_engines.study.cells import Cell, Job, bundles_folder, finetuning_cells, make_job, pretraining_cells
-from ahm_engines.study.process import OUTCOME, read_outcome, run_job
+from ahm_engines.study.folder import alone_in, check_same_study, make_room, remove_models
+from ahm_engines.study.process import read_outcome, run_job
 from ahm_engines.study.results import CURVE_COLUMNS, Results, Row, append_row
 from ahm_engines.study.settings import Study
 from ahm_engines.study.slices import with_slices
@@ -29,18 +27,12 @@ from ahm_engines.study.splits import Splits, make_splits
 
 __all__ = ["Progress", "StudyRun", "run_study"]
 
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None  # type: ignore[assignment]
-
 # imported once, in the server that the cells' processes are forked from
 PRELOADED = [
     *("monai.bundle", "ahm_engines.handlers", "ahm_engines.study.process", "ahm_networks", "ahm_transforms.recipes"),
     *("torch.utils.tensorboard", "tensorboard.backend.event_processing.event_accumulator"),
 ]
 PACKAGES = {"ahm": "monai-ahm", "monai": "monai", "torch": "torch"}
-GROWING = {"arms", "seeds"}  # of these, a study that goes on may have more
 
 
 @dataclass
@@ -95,7 +87,7 @@ def run_study(
     """
     folder = writable_folder(folder).absolute()
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
-    with _alone(folder):
+    with alone_in(folder):
         run = StudyRun(study, folder, bundles_folder(bundles_dir), keep_models, listener)
         for cells in _stages(study):
             run.run_all(cells, devices, threads, deadline)
@@ -131,7 +123,7 @@ class StudyRun:
         self.listener = listener
         self.progress = Progress()
         self.results = Results(folder / "results.csv", study.metrics)
-        _check_same(folder / "study.json", study)
+        check_same_study(folder / "study.json", study)
         self.study = with_slices(study, folder)
         self.splits: Splits = make_splits(self.study, folder / "splits")
         self._check_finished()
@@ -185,7 +177,7 @@ class StudyRun:
         except LookupError as error:
             self._record(cell, {"status": "failed", "error": error.args[0]})
             return None
-        _make_room(job)
+        make_room(job)
         return job
 
     def _job(self, cell: Cell, epochs: int) -> Job:
@@ -226,7 +218,7 @@ class StudyRun:
         best = max((value for _, value in outcome.get("curve", [])), default=None)
         self._record(job.cell, {**outcome.get("metrics", {}), **facts, "validation": best})
         if outcome["status"] == "done":
-            _tidy(job.folder / "models", keep_best=self.keep_models or job.cell.stage == "pretrain")
+            remove_models(job.folder / "models", keep_best=self.keep_models or job.cell.stage == "pretrain")
 
     def _record(self, cell: Cell, values: dict[str, Any]) -> None:
         key = (cell.fraction, cell.seed)
@@ -252,18 +244,6 @@ def _version(package: str) -> str | None:
         return None
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep a second study out of the folder as long as this one runs; the lock ends with the process."""
-    with open(folder / ".lock", "w") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BlockingIOError(f"{folder}: another study is running in this folder.") from error
-        yield
-
-
 def _context() -> Any:
     """Processes forked from a server that has imported everything and computed nothing; elsewhere, new interpreters."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
@@ -271,16 +251,6 @@ def _context() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
-
-
-def _make_room(job: Job) -> None:
-    """Empty the folder of a job, unless a run with the same settings and patients can go on there."""
-    mark = job.folder / "config_hash.txt"
-    if not mark.is_file() or mark.read_text(encoding="utf-8") != job.config_hash:
-        shutil.rmtree(job.folder, ignore_errors=True)
-    job.folder.mkdir(parents=True, exist_ok=True)
-    mark.write_text(job.config_hash, encoding="utf-8")
-    (job.folder / OUTCOME).unlink(missing_ok=True)
 
 
 def _start(context: Any, job: Job, device: str, threads: int) -> Any:
@@ -299,27 +269,3 @@ def _ended(running: Sequence[Any], deadline: float) -> list[Any]:
     for process in ended:
         process.join()
     return ended
-
-
-def _tidy(models: Path, *, keep_best: bool) -> None:
-    """Remove checkpoints that nothing needs any more."""
-    if keep_best:
-        (models / "last.pt").unlink(missing_ok=True)
-    else:
-        shutil.rmtree(models, ignore_errors=True)
-
-
-def _check_same(path: Path, study: Study) -> None:
-    """A folder holds one study; more arms, fractions and seeds may come to it."""
-    if not path.is_file():
-        return
-    then, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(study.to_json()))
-    if then.get("version") != now["version"]:
-        raise ValueError(
-            f"{path}: written by another version of ahm ({then.get('version')}, now {now['version']}); nothing was "
-            "changed. Choose another --output_dir."
-        )
-    other = [key for key in sorted(now.keys() - GROWING) if then.get(key) != now[key]]
-    if other:
-        was = "; ".join(f"{key} was {then.get(key)}, is {now[key]}" for key in other)
-        raise ValueError(f"{path} is another study: {was}. Choose another --output_dir.")

@@ -25,10 +25,11 @@ STUDY = """
 from pathlib import Path
 from ahm_engines.study import runner
 from ahm_engines.study.cells import Cell, Job
+from ahm_engines.study.folder import make_room
 runner.PRELOADED.clear()
 folder = Path({folder!r})
 job = Job(Cell("pretrain", "a", 0), folder / "run", {{}}, folder / "bundle", (), "")
-runner._make_room(job)
+make_room(job)
 runner._start(runner._context(), job, "", 1).join()
 """
 

@@ -12,8 +12,9 @@ import pytest
 
 from ahm_engines.study import slices as module
 from ahm_engines.study.cells import bundles_folder, finetuning_cells, make_job
+from ahm_engines.study.reading import read_study
 from ahm_engines.study.runner import StudyRun
-from ahm_engines.study.settings import Study, read_study
+from ahm_engines.study.settings import Study
 from ahm_engines.study.slices import with_slices
 from ahm_engines.study.splits import make_splits
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ahm_engines.study import Study, preset_names, read_study
-from ahm_engines.study import settings as module
+from ahm_engines.study import reading as module
 
 NAMES = preset_names()
 DATA = {"data.dataset_dir": "/data", "data.classes": ["a", "b"]}

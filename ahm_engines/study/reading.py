@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Put a study together: shipped presets, ablations and arms, a file of the user's, single changes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ahm_engines.study.settings import Arm, Study, expect_choice, expect_known
+
+__all__ = ["preset_names", "read_study"]
+
+SIZES = ("small", "full")
+PRESETS = files("ahm_engines.study") / "presets"
+BASE, ARMS = "base", "arms"
+WHOLE = ("arms", "seeds", "backbone_args", "architecture_args", "decoder_args")  # replaced, not merged
+
+
+def preset_names() -> dict[str, list[str]]:
+    """Names of the data sets and of the ablations that come with the package."""
+    found = sorted(Path(entry.name).stem for entry in PRESETS.iterdir() if entry.name.endswith(".json"))
+    ablations = [name.removeprefix("ablation_") for name in found if name.startswith("ablation_")]
+    data = [name for name in found if not name.startswith("ablation_") and name not in (BASE, ARMS)]
+    return {"preset": data, "ablation": ablations}
+
+
+def read_study(
+    preset: str | None = None,
+    *,
+    size: str = "small",
+    ablation: str | None = None,
+    config: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Study:
+    """Put a study together: base, preset, its size, ablation, file, changes; what comes later wins.
+
+    Args:
+        preset: a data set's name, see `preset_names`.
+        size: ``small`` or ``full``.
+        ablation: name of a question, which brings its own arms.
+        config: JSON file with the same entries as a preset.
+        data_dir: folder that relative paths of ``data`` start from.
+        changes: single entries, such as ``{"finetune.max_epochs": 20}``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an unknown name or entry, or settings that make no study.
+    """
+    expect_choice("size", size, SIZES)
+    layers = [_load(BASE)]
+    layers += [_shipped(name, kind) for name, kind in ((preset, "preset"), (ablation, "ablation")) if name]
+    layers += [_read(Path(config))] if config else []
+    content: dict[str, Any] = {}
+    for layer in layers:
+        content = _merged(content, _sized(layer, size))
+    for key, value in (changes or {}).items():
+        content = _merged(content, _nested(key.split("."), value))
+    content.setdefault("name", "-".join(word for word in (preset or "study", ablation, size) if word))
+    try:
+        return _study(content, Path(data_dir) if data_dir else None)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"study: an entry is of another kind than in the presets ({error}).") from error
+
+
+def _study(content: dict[str, Any], data_dir: Path | None) -> Study:
+    fields = set(Study.__dataclass_fields__)
+    expect_known("study", content, fields)
+    data = {key: _placed(key, value, data_dir) for key, value in content.get("data", {}).items()}
+    seeds = {_fraction(fraction): _seeds(value) for fraction, value in content.get("seeds", {}).items()}
+    ordered = {fraction: seeds[fraction] for fraction in sorted(seeds)}
+    return Study(**content | {"data": data, "seeds": ordered, "arms": _arms(content.get("arms", []))})
+
+
+def _arms(chosen: Sequence[str] | Mapping[str, Any]) -> dict[str, Arm]:
+    """From names on the shelf, or from definitions, which build on the shelf's arm of that name or of ``like``."""
+    shelf = _load(ARMS)
+    entries = chosen if isinstance(chosen, Mapping) else {name: {} for name in chosen}
+    arms: dict[str, Arm] = {}
+    for name, entry in entries.items():
+        like = entry.get("like", name)
+        defined = "like" not in entry and ("pretrain" in entry or "finetune" in entry)
+        if like not in shelf and not defined:
+            raise ValueError(f"arms: expected names of {', '.join(sorted(shelf))}, got {like!r}.")
+        whole = _merged(shelf.get(like, {}), {key: value for key, value in entry.items() if key != "like"})
+        expect_known(f"arms.{name}", whole, set(Arm.__dataclass_fields__))
+        whole["compare_with"] = whole.get("compare_with") or []
+        if "compare_with" not in entry:
+            whole["compare_with"] = [other for other in whole["compare_with"] if other in entries and other != name]
+        arms[name] = Arm(**{"title": name.replace("_", " "), **whole})
+    return arms
+
+
+def _shipped(name: str, kind: str) -> dict[str, Any]:
+    expect_choice(kind, name, preset_names()[kind])
+    return _load(name if kind == "preset" else f"ablation_{name}")
+
+
+def _load(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((PRESETS / f"{name}.json").read_text(encoding="utf-8"))
+    return content
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"config {path} does not exist.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"config {path} is not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"config {path}: expected a JSON object, got {type(content).__name__}.")
+    return content
+
+
+def _sized(layer: dict[str, Any], size: str) -> dict[str, Any]:
+    plain = {key: value for key, value in layer.items() if key != "sizes"}
+    return _merged(plain, layer.get("sizes", {}).get(size, {}))
+
+
+def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    both = {
+        key: _merged(low[key], value) if key not in WHOLE and _dicts(low.get(key), value) else value
+        for key, value in high.items()
+    }
+    return {**low, **both}
+
+
+def _dicts(*values: Any) -> bool:
+    return all(isinstance(value, Mapping) for value in values)
+
+
+def _nested(path: list[str], value: Any) -> dict[str, Any]:
+    return {path[0]: value if len(path) == 1 else _nested(path[1:], value)}
+
+
+def _placed(key: str, value: Any, data_dir: Path | None) -> Any:
+    if key not in ("dataset_dir", "datalist", "labels_dir", "labels_csv") or value is None:
+        return value
+    return str((data_dir / value if data_dir else Path(value)).absolute())
+
+
+def _seeds(value: Any) -> list[int]:
+    """A number of seeds, or their list."""
+    seeds = range(value) if isinstance(value, int) else value
+    if isinstance(seeds, str) or not all(isinstance(seed, int) for seed in seeds):
+        raise ValueError(f"seeds: expected a number of seeds or a list of whole numbers, got {value!r}.")
+    return sorted(set(seeds))
+
+
+def _fraction(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"seeds: expected label fractions in (0, 1], got {text!r}.") from None
