@@ -59,25 +59,26 @@ def compare(study: Finished, arm: str, reference: str, fraction: float) -> Compa
     return Comparison(arm, reference, fraction, differences, interval, judge(interval), unmatched)
 
 
-def targets(study: Finished, fraction: float) -> dict[int, float]:
-    """Seed to target: ``TARGET_SHARE`` of what the smoothed validation score of scratch ends with.
+def targets(study: Finished, fraction: float, scratch: str | None) -> dict[int, float]:
+    """Seed to target: ``TARGET_SHARE`` of what the smoothed validation score of a scratch arm ends with.
 
     Seeds whose curve is shorter than the running mean, or ends in NaN, have none; nor has a metric of which less is
     better.
     """
-    if study.scratch is None or quantity(study.key_metric).lower_is_better:
+    if scratch is None or quantity(study.key_metric).lower_is_better:
         return {}
-    curves = study.finished_curves(study.scratch, fraction)
+    curves = study.finished_curves(scratch, fraction)
     found = {seed: TARGET_SHARE * float(running_mean([*curve.values()])[-1]) for seed, curve in curves.items()}
     return {seed: target for seed, target in found.items() if target > 0}  # NaN is not
 
 
 def race(study: Finished, arm: str, fraction: float) -> Race:
     """Count the steps of an arm until the target of its seed."""
-    goals = targets(study, fraction)
+    scratch = study.scratch_of(arm)
+    goals = targets(study, fraction, scratch)
     steps = _steps(study.finished_curves(arm, fraction), goals)
-    scratch = _steps(study.finished_curves(study.scratch, fraction), goals) if study.scratch else {}
-    return Race(arm, fraction, steps, speed_up(scratch, steps))
+    base = _steps(study.finished_curves(scratch, fraction), goals) if scratch else {}
+    return Race(arm, fraction, steps, speed_up(base, steps))
 
 
 def _steps(curves: dict[int, Curve], goals: dict[int, float]) -> dict[int, float | None]:

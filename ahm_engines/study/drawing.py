@@ -65,11 +65,16 @@ class End(NamedTuple):
 
 
 def arm_styles(study: Finished) -> dict[str, ArmStyle]:
-    """Give baselines shades of grey and dashes, and colours to the arms that are compared with more than scratch."""
+    """Give baselines shades of grey and dashes, and the others colours.
+
+    A baseline is an arm that others are compared with, and that is compared with none but arms from scratch itself.
+    """
     styles: dict[str, ArmStyle] = {}
     greys = colours = 0
+    references = {other for arm in study.arms.values() for other in arm.compare_with}
+    from_scratch = {name for name, arm in study.arms.items() if arm.pretrain is None}
     for name, arm in study.arms.items():
-        if set(arm.compare_with) <= {study.scratch}:
+        if name in references | from_scratch and set(arm.compare_with) <= from_scratch:
             colour, line = GREYS[greys % len(GREYS)], LINES[greys % len(LINES)]
             marker, greys = MARKERS[greys % len(MARKERS)], greys + 1
         else:

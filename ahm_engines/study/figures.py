@@ -92,7 +92,7 @@ def _mean_curve(curves: Sequence[Mapping[float, float]]) -> tuple[list[float], n
 
 
 def _target_line(axis: Axes, study: Finished, fraction: float) -> None:
-    goals = [*targets(study, fraction).values()]
+    goals = [*targets(study, fraction, study.scratch).values()]
     if goals:
         goal = quantity(study.key_metric).factor * float(np.mean(goals))
         axis.axhline(goal, color="0.55", lw=0.7, ls=(0, (2, 2)), zorder=0)

@@ -55,8 +55,14 @@ class Finished:
 
     @property
     def scratch(self) -> str | None:
-        """The arm that is not pretrained."""
+        """The first arm that is not pretrained."""
         return next((name for name, arm in self.arms.items() if arm.pretrain is None), None)
+
+    def scratch_of(self, name: str) -> str | None:
+        """The arm without pretraining that an arm is compared with; its network and spacing are those of the arm."""
+        candidates = [name, *self.arms[name].compare_with]
+        own = (other for other in candidates if other in self.arms and self.arms[other].pretrain is None)
+        return next(own, self.scratch)
 
     def planned(self) -> Iterator[Cell]:
         """All cells: pretraining first."""

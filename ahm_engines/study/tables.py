@@ -101,7 +101,7 @@ def _steps_row(study: Finished, race: Race) -> list[str]:
     reached = sum(number is not None for number in race.steps.values())
     cells = [study.arms[race.arm].title, ", ".join(steps), f"{reached} of {len(steps)}"]
     ratio = race.against_scratch
-    if race.arm == study.scratch or not ratio.both:
+    if race.arm == study.scratch_of(race.arm) or not ratio.both:
         return [*cells, NONE, NONE, NONE]
     mean = f"{ratio.ratio:.2f} ({count(ratio.both, 'seed')})"
     return [*cells, mean, f"{ratio.low:.2f} to {ratio.high:.2f}", f"{ratio.slower} of {ratio.both}"]

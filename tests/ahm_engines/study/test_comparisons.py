@@ -50,7 +50,7 @@ def raced(folder: Path, curves: dict[tuple[str, int], list[float]], **settings: 
 def test_the_target_is_95_percent_of_where_scratch_of_the_same_seed_ends_smoothed(tmp_path: Path) -> None:
     curves = {("scratch", 0): [0.0, 0.6, 0.6, 0.6], ("scratch", 1): [0.0, 0.1, 0.2, 0.6]}
     study = read_finished(raced(tmp_path, curves))
-    assert targets(study, 0.25) == {0: pytest.approx(0.57), 1: pytest.approx(0.285)}
+    assert targets(study, 0.25, "scratch") == {0: pytest.approx(0.57), 1: pytest.approx(0.285)}
 
 
 def test_an_arm_is_raced_against_its_own_seed(tmp_path: Path) -> None:
@@ -70,9 +70,23 @@ def test_an_arm_is_raced_against_its_own_seed(tmp_path: Path) -> None:
     assert slow.steps == {0: None} and slow.against_scratch.both == 0
 
 
+def test_every_arm_is_raced_against_its_own_scratch(tmp_path: Path) -> None:
+    fine, coarse = {"title": "fine", "pretrain": None}, {"title": "coarse", "pretrain": None}
+    arms = {
+        "fine": {**fine, "compare_with": []},
+        "coarse": {**coarse, "compare_with": []},
+        "coarse_random": {"title": "random", "pretrain": {}, "compare_with": ["coarse"]},
+    }
+    curves = {("fine", 0): [0.9] * 5, ("coarse", 0): [0.0, *[0.5] * 4], ("coarse_random", 0): [0.5] * 5}
+    study = read_finished(raced(tmp_path, curves, arms=arms))
+    assert race(study, "coarse", 0.25).steps == {0: 40.0}
+    found = race(study, "coarse_random", 0.25)
+    assert found.steps == {0: 30.0} and found.against_scratch.ratio == pytest.approx(4 / 3)
+
+
 def test_there_is_no_target_for_short_or_broken_curves_nor_where_less_is_better(tmp_path: Path) -> None:
     curves = {("scratch", 0): [0.5, 0.5], ("scratch", 1): [0.5, 0.5, math.nan], ("a3c", 0): [0.5] * 4}
     study = read_finished(raced(tmp_path / "short", curves))
-    assert targets(study, 0.25) == {} and race(study, "a3c", 0.25).steps == {}
+    assert targets(study, 0.25, "scratch") == {} and race(study, "a3c", 0.25).steps == {}
     study = read_finished(raced(tmp_path / "distance", {("scratch", 0): [0.5] * 4}, key_metric="hd95_mm"))
-    assert targets(study, 0.25) == {}
+    assert targets(study, 0.25, "scratch") == {}
