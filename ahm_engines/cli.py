@@ -21,9 +21,8 @@ from ahm_engines.study.results import Row
 __all__ = ["app"]
 
 FAILED, UNFINISHED = 1, 3  # exit codes
-NAMES = {
-    "token_normalize_func": lambda name: name.replace("_", "-")
-}  # --data_dir as in bundles, --data-dir as elsewhere
+# --data_dir as in bundles, --data-dir as elsewhere
+NAMES = {"token_normalize_func": lambda name: name.replace("_", "-")}
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console()
 
