@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from ahm_engines.study.comparisons import Comparison
 from ahm_engines.study.finished import FINETUNE, PRETRAIN, Finished
 from ahm_engines.study.quantities import quantity
-from ahm_engines.study.statistics import ENOUGH_SEEDS, Verdict
+from ahm_engines.study.statistics import ENOUGH_SEEDS, FEWEST_SEEDS, Verdict
 
 __all__ = [
     *("caveats", "count", "equal_times", "finding", "findings", "left_out", "name_fraction", "patients"),
@@ -44,7 +44,8 @@ def _effect(study: Finished, comparison: Comparison) -> str:
     mean, low, high = interval.mean, interval.low, interval.high
     shown = quantity(study.key_metric)
     if comparison.verdict is Verdict.NO_INTERVAL:
-        reason = "none has both arms" if seeds == 0 else "one tells no spread" if seeds == 1 else "all differ alike"
+        few = ["none has both arms", "one tells no spread", "two tell too little of it"]
+        reason = few[seeds] if seeds < FEWEST_SEEDS else "all differ alike"
         return f": {reason}" + (f"; the difference is {shown.number(mean, signed=True)} {shown.unit}" if seeds else "")
     ends = f"{shown.number(low, signed=True)} to {shown.number(high, signed=True)}"
     if comparison.verdict is Verdict.NOT_SHOWN:

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from scipy.stats import bootstrap  # type: ignore[import-untyped]
 
 __all__ = [
-    *("ENOUGH_SEEDS", "SMOOTHING", "TARGET_SHARE", "Interval", "SpeedUp", "Verdict"),
+    *("ENOUGH_SEEDS", "FEWEST_SEEDS", "SMOOTHING", "TARGET_SHARE", "Interval", "SpeedUp", "Verdict"),
     *("judge", "mean_and_sd", "paired_bootstrap", "running_mean", "speed_up", "steps_to_target"),
 ]
 
 SMOOTHING = 3  # validations in the running mean
 TARGET_SHARE = 0.95  # of what the scratch arm ends with
+FEWEST_SEEDS = 3  # for an interval at all: two differences have the same sign every other time
 ENOUGH_SEEDS = 5  # with three seeds, one interval in four excludes zero where nothing differs
 
 
@@ -73,7 +74,7 @@ def paired_bootstrap(
         seed: of the draws, so that a report can be written again.
 
     Returns:
-        The interval; its ends are NaN for fewer than two differences and for equal ones, which tell nothing about
+        The interval; its ends are NaN for fewer than three differences and for equal ones, which tell too little about
         the spread. The mean of no differences is NaN.
 
     Raises:
@@ -90,7 +91,7 @@ def paired_bootstrap(
     if not values.size:
         return Interval(math.nan, math.nan, math.nan, 0)
     mean = float(values.mean())
-    if np.ptp(values) <= 1e-9 * np.abs(values).max():
+    if values.size < FEWEST_SEEDS or np.ptp(values) <= 1e-9 * np.abs(values).max():
         return Interval(mean, math.nan, math.nan, values.size)
     options = {"confidence_level": level, "n_resamples": resamples, "rng": np.random.default_rng(seed)}
     ends = bootstrap((values,), np.mean, method="percentile", **options).confidence_interval
