@@ -103,7 +103,9 @@ def test_every_finished_cell_has_all_its_numbers(first: Ran) -> None:
         assert all(row[name] for name in (*costs, "dice", "hd95_px", "surface_dice", "dice_square", "validation")), row
         assert row["dice"] == row["dice_square"] and (row["labelled_patients"], row["evaluated_on"]) == ("4", "test")
         assert (row["epochs"], row["steps"]) == ("2", "4")
-    assert pretrained["random", "0"]["steps"] == "3" and len({row["config_hash"] for row in tuned.values()}) == 8
+    assert pretrained["random", "0"]["steps"] == "3"
+    hashes = [row["config_hash"] for (arm, *_), row in tuned.items() if arm != "random_equal_time"]  # may be random's
+    assert len(set(hashes)) == len(hashes) == 6
 
 
 def test_equal_time_holds_in_the_real_study(first: Ran) -> None:
