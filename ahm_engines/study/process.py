@@ -56,13 +56,14 @@ def _run(job: Job, threads: int) -> dict[str, Any]:
 
     torch.set_num_threads(threads)
     _bundle("training", job.config_files())
-    outcome = _costs(job.folder) | {"steps": _steps(job.folder)}
+    place = load_checkpoint(job.folder / "models" / LAST)["trainer"]
+    outcome = _costs(job.folder) | {"steps": place["iteration"]}  # of the whole training, however often it was resumed
     curves = _scalars(job.folder / "tensorboard")
     if job.cell.stage == "pretrain":
         last = {name.removeprefix("val/"): points[-1][1] for name, points in curves.items() if name.startswith("val/")}
         return outcome | {"metrics": last}
     _bundle("evaluating", job.config_files("evaluate.json"))
-    curve = curves.get(_key_metric(job), [])
+    curve = [(epoch * place["epoch_length"], value) for epoch, value in curves.get(_key_metric(job), [])]
     return outcome | {"metrics": _scores(job.folder), "curve": curve}
 
 
@@ -77,11 +78,6 @@ def _bundle(command: str, files: Sequence[str]) -> None:
 def _costs(folder: Path) -> dict[str, Any]:
     costs: dict[str, Any] = json.loads((folder / "costs.json").read_text(encoding="utf-8"))
     return {key: costs[key] for key in ("step_seconds", "memory_mib", "device")}
-
-
-def _steps(folder: Path) -> int:
-    """Of the whole training, however often it was taken up again."""
-    return int(load_checkpoint(folder / "models" / LAST)["trainer"]["iteration"])
 
 
 def _scalars(folder: Path) -> dict[str, Points]:
