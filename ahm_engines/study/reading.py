@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ahm_engines.study.settings import Arm, Study, expect_choice, expect_known
+from ahm_transforms.io.json_file import read_json
 
 __all__ = ["preset_names", "read_study"]
 
@@ -105,12 +106,7 @@ def _load(name: str) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"config {path} does not exist.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"config {path} is not valid JSON: {error}.") from error
+    content = read_json(path, "config")
     if not isinstance(content, dict):
         raise ValueError(f"config {path}: expected a JSON object, got {type(content).__name__}.")
     return content

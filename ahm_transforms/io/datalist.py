@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ahm_transforms.io._types import PARTS, Case, Found, LeftOut, Source
 from ahm_transforms.io.dicom import find_series
 from ahm_transforms.io.find import case_of_file, visible_files
+from ahm_transforms.io.json_file import read_json
 
 _PATIENT_KEYS = ("patient_id", "subject")
 _LABEL_KEYS = ("label", "mask")
@@ -42,12 +42,7 @@ def read_datalist(
 
 
 def _content(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"datalist {path} does not exist.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"datalist {path} is not valid JSON: {error}.") from error
+    content = read_json(path, "datalist")
     if not isinstance(content, dict) or not isinstance(content.get("training"), list) or not content["training"]:
         raise ValueError(f'datalist {path} needs a list "training" with at least one entry, as in the Decathlon.')
     return content
