@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ahm_engines
 from ahm_engines.study.settings import COMMON, Arm, Study
@@ -41,6 +41,17 @@ class Cell:
         return f"{self.stage} {self.arm}{labels}, seed {self.seed}"
 
 
+class Plan(Protocol):
+    """What decides which cells there are: a study, or what it has finished."""
+
+    @property
+    def arms(self) -> Mapping[str, Arm]: ...
+    @property
+    def seeds(self) -> Mapping[float, Sequence[int]]: ...
+    @property
+    def all_seeds(self) -> list[int]: ...
+
+
 @dataclass(frozen=True)
 class Job:
     """A cell ready to run.
@@ -67,7 +78,7 @@ class Job:
         return [*(str(self.bundle / "configs" / name) for name in names), str(self.folder / OPTIONS)]
 
 
-def pretraining_cells(study: Study, *, equal_time: bool) -> Iterator[Cell]:
+def pretraining_cells(study: Plan, *, equal_time: bool) -> Iterator[Cell]:
     """Pretrainings of arms with (or without) a time to keep to, seed by seed."""
     for seed in study.all_seeds:
         for name, arm in study.arms.items():
@@ -75,7 +86,7 @@ def pretraining_cells(study: Study, *, equal_time: bool) -> Iterator[Cell]:
                 yield Cell("pretrain", name, seed)
 
 
-def finetuning_cells(study: Study) -> Iterator[Cell]:
+def finetuning_cells(study: Plan) -> Iterator[Cell]:
     """All finetunings; seed by seed, so that a study which is stopped early has whole seeds."""
     for seed in study.all_seeds:
         for fraction, seeds in study.seeds.items():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ahm_engines.study.cells import Cell
+from ahm_engines.study.cells import Cell, finetuning_cells, pretraining_cells
 from ahm_engines.study.results import read_rows
 from ahm_engines.study.settings import STUDY_VERSION, Arm
 
@@ -64,13 +64,16 @@ class Finished:
         own = (other for other in candidates if other in self.arms and self.arms[other].pretrain is None)
         return next(own, self.scratch)
 
+    @property
+    def all_seeds(self) -> list[int]:
+        """Every seed that some fraction uses."""
+        return sorted({seed for seeds in self.seeds.values() for seed in seeds})
+
     def planned(self) -> Iterator[Cell]:
         """All cells: pretraining first."""
-        every = sorted({seed for seeds in self.seeds.values() for seed in seeds})
-        pretrained = [name for name, arm in self.arms.items() if arm.pretrain is not None]
-        yield from (Cell(PRETRAIN, arm, seed) for arm in pretrained for seed in every)
-        for fraction, seeds in self.seeds.items():
-            yield from (Cell(FINETUNE, arm, seed, fraction) for arm in self.arms for seed in seeds)
+        for equal_time in (False, True):
+            yield from pretraining_cells(self, equal_time=equal_time)
+        yield from finetuning_cells(self)
 
     def done(self, stage: str, arm: str | None = None, fraction: float | None = None) -> list[Row]:
         """Rows of finished cells by seed, those of one arm or fraction where given."""

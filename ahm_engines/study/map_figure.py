@@ -105,7 +105,7 @@ def _bar(figure: Figure, drawn: AxesImage, axes: Sequence[Axes], names: Sequence
 
 def _snapshots(study: Finished, arm: str) -> list[Snapshot]:
     """Of the first seed that has any: first and last epoch and some between, evenly."""
-    for seed in sorted({seed for seeds in study.seeds.values() for seed in seeds}):
+    for seed in study.all_seeds:
         files = sorted((study.folder / Cell(PRETRAIN, arm, seed).folder / "maps").glob("epoch*.npz"))
         if files:
             places = np.unique(np.linspace(0, len(files) - 1, min(len(files), EPOCHS)).round().astype(int))
