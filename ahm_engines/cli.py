@@ -6,8 +6,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -20,7 +21,7 @@ from ahm_engines.study.results import Row
 
 __all__ = ["app"]
 
-FAILED, UNFINISHED = 1, 3  # exit codes
+FAILED, UNFINISHED, EMPTY = 1, 3, 4  # exit codes
 # --data_dir as in bundles, --data-dir as elsewhere
 NAMES = {"token_normalize_func": lambda name: name.replace("_", "-")}
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -80,9 +81,7 @@ def study(
             listener=_tell,
         )
     except (OSError, ValueError) as error:
-        console.print(f"[red]{type(error).__name__}[/]: ", end="")
-        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(FAILED) from None
+        _fail(error)
     _finish(output_dir, progress)
 
 
@@ -97,6 +96,65 @@ def report(folder: Annotated[Path, typer.Argument(help="The output_dir of a stud
         console.print(str(error), markup=False, soft_wrap=True)
         raise typer.Exit(FAILED) from None
     console.print(f"report: {folder / 'report.md'}, {folder / 'report.html'}", soft_wrap=True)
+
+
+@app.command(context_settings=NAMES)
+def pacs(
+    url: Annotated[str, typer.Argument(help="DICOMweb address, such as http://127.0.0.1:8042/dicom-web.")],
+    study: Annotated[str, typer.Option(help="Study Instance UID.")],
+    bundle: Annotated[Path, typer.Option(help="Folder of a bundle that segments, such as bundles/ahm_segmentation.")],
+    series: Annotated[str | None, typer.Option(help="Series Instance UID, where several series fit.")] = None,
+    modality: Annotated[str | None, typer.Option(help="Of the series; by default what the model learned on.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights; by default models/model.pt of the bundle.")] = None,
+    output_dir: Annotated[Path | None, typer.Option(help="Leave a copy of the results here.")] = None,
+    store: Annotated[bool, typer.Option(help="Store the DICOM SEG in the study.")] = True,
+    timeout_s: Annotated[float, typer.Option(min=1, help="How long the server may be silent.")] = 60,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="Entry of inference.json: overlap=0.25.")] = None,
+) -> None:
+    """Fetch a series from a PACS, segment it, and store the result there as DICOM SEG.
+
+    The environment says who asks: AHM_PACS_USER and AHM_PACS_PASSWORD, or AHM_PACS_TOKEN.
+
+    Exit code 0: stored. 1: failed, and nothing was stored. 4: nothing was found in the images, and nothing was stored.
+    """
+    from ahm_engines.pacs import Pacs
+    from ahm_engines.pacs_segmentation import segment_study
+
+    signal.signal(signal.SIGTERM, _end)
+    user, password, token = (os.environ.get(f"AHM_PACS_{name}") for name in ("USER", "PASSWORD", "TOKEN"))
+    try:
+        segmentation = segment_study(
+            Pacs(url, user=user, password=password, token=token, timeout_s=timeout_s),
+            study,
+            bundle,
+            series_uid=series,
+            modality=modality and modality.upper(),
+            checkpoint=checkpoint,
+            output_dir=output_dir,
+            store=store,
+            changes=_parsed(changes or []),
+            tell=_say,
+        )
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        _fail(error)
+    if segmentation.empty:
+        _say("nothing was found: no DICOM SEG is stored.")
+        raise typer.Exit(EMPTY)
+
+
+def _say(line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _fail(error: Exception) -> NoReturn:
+    console.print(f"[red]{type(error).__name__}[/]: ", end="")
+    _say(str(error))
+    raise typer.Exit(FAILED) from None
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    """Leave on SIGTERM as on an error, so that temporary folders go."""
+    raise SystemExit(128 + number)
 
 
 def _given(
