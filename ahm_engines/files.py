@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,11 +22,9 @@ def writable_folder(folder: str | Path) -> Path:
         OSError: naming the folder and what to do.
     """
     path = Path(folder)
-    probe = path / f".write-test-{os.getpid()}"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=path).close()  # no name of its own: processes of several machines may look at once
     except OSError as error:
         raise OSError(f"{path}: cannot write to this output folder ({error.strerror}); choose another one.") from error
     return path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reconstruction error of hidden voxels, and losses of networks that predict at several depths."""
+"""Reconstruction error of hidden voxels, and losses of networks that predict classes or at several depths."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 import torch
 from monai.losses import DeepSupervisionLoss
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from ahm_networks.processes import share_of_batch
 from ahm_transforms.masking.functional import cells_to_image, image_to_cells
 
-__all__ = ["DeepSupervision", "MaskedLoss", "hidden_mean"]
+__all__ = ["BalancedCrossEntropy", "DeepSupervision", "MaskedLoss", "hidden_mean"]
 
 
 def hidden_mean(error: Tensor, mask: Tensor) -> Tensor:
@@ -83,6 +85,41 @@ class MaskedLoss(nn.Module):
         std = torch.maximum(variance, floor).sqrt()
         size = image.shape[2:]
         return cells_to_image(mean, self.patch_size, size), cells_to_image(std, self.patch_size, size)
+
+
+class BalancedCrossEntropy(nn.Module):
+    """Cross-entropy with a weight for each class, the mean over the batches of all processes together.
+
+    PyTorch divides by the weights of the cases at hand, so that the average of several processes would not be the loss
+    of the whole batch. A single process, or one that wants no gradient, has PyTorch's loss.
+
+    Args:
+        weight: of each class; ``None`` gives all the same.
+
+    Example:
+        >>> loss = BalancedCrossEntropy([1.0, 3.0])
+        >>> logits = torch.tensor([[0.0, 0.0], [0.0, 9.0]])
+        >>> round(float(loss(logits, torch.tensor([0, 1]))), 4)  # log(2) of a case that weighs 1 of 4
+        0.1734
+    """
+
+    weight: Tensor | None
+
+    def __init__(self, weight: Sequence[float] | None = None) -> None:
+        super().__init__()
+        self.register_buffer("weight", None if weight is None else torch.tensor(weight))
+
+    def forward(self, pred: Tensor, label: Tensor) -> Tensor:
+        """Return the loss, a scalar.
+
+        Args:
+            pred: logits ``[B, K]``.
+            label: ``[B]`` indices of classes.
+        """
+        loss = F.cross_entropy(pred, label, self.weight)
+        if self.weight is None or not torch.is_grad_enabled():
+            return loss
+        return loss * share_of_batch(self.weight[label])
 
 
 class DeepSupervision(DeepSupervisionLoss):

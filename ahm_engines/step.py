@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from ahm_networks.maskers import Masker
+from ahm_networks.processes import number_of_processes
 
 __all__ = ["Precision", "average_gradients", "broadcast_weights", "check_fit", "prepare_image"]
 
@@ -81,15 +82,17 @@ def check_fit(network: nn.Module, masker: Masker) -> None:
 
 def broadcast_weights(module: nn.Module) -> None:
     """Give every process the weights of the first."""
-    if dist.is_available() and dist.is_initialized():
+    if number_of_processes() > 1:
         for tensor in [*module.parameters(), *module.buffers()]:
             dist.broadcast(tensor.data, src=0)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Average gradients over all processes; nothing to do in a single one."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        for parameter in parameters:
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= dist.get_world_size()
+    """Average gradients over all processes, in one message; nothing to do in a single one."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if number_of_processes() > 1 and gradients:
+        message = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(message)
+        parts = (message / number_of_processes()).split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))

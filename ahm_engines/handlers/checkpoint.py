@@ -12,12 +12,14 @@ from typing import Any
 
 import ignite.distributed as idist
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch import nn
 
 from ahm_engines.files import writable_folder, write_atomically
+from ahm_networks.processes import number_of_processes
 
-__all__ = ["Checkpoints", "load_checkpoint", "restore_objects", "save_checkpoint"]
+__all__ = ["Checkpoints", "check_fit", "load_checkpoint", "restore_objects", "save_checkpoint"]
 
 BEST, LAST = "model.pt", "last.pt"
 logger = logging.getLogger(__name__)
@@ -61,21 +63,30 @@ def restore_objects(path: str | Path, content: Mapping[str, Any], objects: Mappi
     Raises:
         ValueError: as :func:`load_checkpoint`.
     """
-    path = Path(path)
+    check_fit(path, content, objects)
+    for name, item in objects.items():
+        _restore(Path(path), name, _plain(item), content[name])
+
+
+def check_fit(path: str | Path, content: Mapping[str, Any], objects: Mapping[str, Any]) -> None:
+    """Compare the names and shapes of weights with what :func:`load_checkpoint` read from ``path``; change nothing.
+
+    Raises:
+        ValueError: when an entry is missing, or belongs to another architecture.
+    """
     missing = [name for name in objects if name not in content]
     if missing:
         raise ValueError(f"{path}: expected entries {missing}, the checkpoint has {sorted(content)}.")
     for name, item in objects.items():
-        _check_fit(path, name, _plain(item), content[name])
-    for name, item in objects.items():
-        _restore(path, name, _plain(item), content[name])
+        _check_weights(path, name, _plain(item), content[name])
 
 
 class Checkpoints:
     """Save the last state after every epoch and the best one after every validation; go on from the last one.
 
     ``last.pt`` and ``model.pt`` (the best) hold the same entries: the state of every object, the trainer's place in
-    the training, the best metric so far, and the provenance. The first process writes; all of them read.
+    the training, the scale of its gradients in float16, the best metric so far, and the provenance. The first process
+    writes; all of them read.
 
     Args:
         save_dir: folder for both files.
@@ -89,6 +100,7 @@ class Checkpoints:
     Raises:
         OSError: when ``save_dir`` cannot be written to.
         ValueError: on resuming, when the checkpoint does not fit.
+        RuntimeError: on resuming, when not all processes find the same state.
     """
 
     def __init__(
@@ -121,9 +133,13 @@ class Checkpoints:
         last = self.folder / LAST
         if not self.resume:
             return
-        if not last.is_file():
+        if last.is_file():
+            self._go_on(engine, last)
+        else:
             logger.info("No %s to resume from: starting anew.", last)
-            return
+        _check_agreement(last, engine.state.epoch)
+
+    def _go_on(self, engine: Engine, last: Path) -> None:
         content = load_checkpoint(last, self.objects)
         state = content["trainer"]
         if state["epoch_length"] != engine.state.epoch_length:
@@ -132,6 +148,9 @@ class Checkpoints:
                 f"{engine.state.epoch_length}; resume with the same data, batch size and split."
             )
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
+        scaler = getattr(engine, "scaler", None)
+        if scaler is not None and content.get("scaler"):
+            scaler.load_state_dict(content["scaler"])
         if self.evaluator is not None:
             self.evaluator.state.best_metric = content["best"]["metric"]
             self.evaluator.state.best_metric_epoch = content["best"]["epoch"]
@@ -154,7 +173,14 @@ class Checkpoints:
             return
         state = self.trainer.state
         place = {"epoch": state.epoch, "iteration": state.iteration, "epoch_length": state.epoch_length}
-        save_checkpoint(self.folder / name, self.objects, trainer=place, best=self._best(), provenance=self.provenance)
+        scale = self._scaler_state()
+        facts = {"best": self._best(), "provenance": self.provenance} | ({"scaler": scale} if scale else {})
+        save_checkpoint(self.folder / name, self.objects, trainer=place, **facts)
+
+    def _scaler_state(self) -> dict[str, Any]:
+        """Empty where gradients are not scaled."""
+        scaler = getattr(self.trainer, "scaler", None)
+        return {} if scaler is None else scaler.state_dict()
 
     def _best(self) -> dict[str, Any]:
         if self.evaluator is None:
@@ -163,11 +189,23 @@ class Checkpoints:
         return {"metric": state.best_metric, "epoch": state.best_metric_epoch, "name": state.key_metric_name}
 
 
+def _check_agreement(last: Path, epoch: int) -> None:
+    """Processes whose machines do not share the folder would each train on from another state."""
+    epochs: list[Any] = [epoch] * number_of_processes()
+    if number_of_processes() > 1:
+        dist.all_gather_object(epochs, epoch)
+    if len(set(epochs)) > 1:
+        raise RuntimeError(
+            f"{last}: expected one state for all processes to resume from, found those of epochs {epochs}, process by "
+            "process; put it on a file system that all machines share."
+        )
+
+
 def _plain(item: Any) -> Any:
     return item.module if isinstance(item, nn.parallel.DistributedDataParallel) else item
 
 
-def _check_fit(path: Path, name: str, item: Any, state: Mapping[str, Any]) -> None:
+def _check_weights(path: str | Path, name: str, item: Any, state: Mapping[str, Any]) -> None:
     """Compare a module's keys and shapes before anything is changed."""
     if not isinstance(item, nn.Module):
         return

@@ -7,12 +7,14 @@ import math
 from collections import defaultdict
 
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch import Tensor
 
 from ahm_engines.events import MaskedKeys
 from ahm_engines.metrics import mask_overlap
 from ahm_networks.maskers import Decision
+from ahm_networks.processes import number_of_processes
 
 __all__ = ["MaskOverlap"]
 
@@ -30,7 +32,8 @@ class MaskOverlap:
     - ``position_entropy``: entropy of the places hidden over all images, as a share of the largest, log N. Far below
       1, the masker always hides the same places.
 
-    Attach it to the evaluator ahead of the handlers that log; its loader must keep the order of the images.
+    Attach it to the evaluator ahead of the handlers that log; its loader must keep the order of the images. The images
+    of all processes count, those of the first process first.
 
     Args:
         max_images: images that are compared with each other, the first of a validation.
@@ -60,17 +63,26 @@ class MaskOverlap:
         self._allowed.append(allowed)
 
     def _finish(self, engine: Engine) -> None:
-        groups = _by_grid(self._cells)
-        shown = _by_grid(self._cells, self.max_images)
-        allowed = _by_grid(self._allowed, self.max_images)
+        cells, free = _gathered(self._cells), _gathered(self._allowed)
+        groups, shown = _by_grid(cells), _by_grid(cells, self.max_images)
+        allowed = _by_grid(free, self.max_images)
         numbers = {
-            "overlap_epochs": _epoch_overlap(self._previous, self._cells),
+            "overlap_epochs": _epoch_overlap(self._previous, cells),
             "overlap_images": torch.cat([_pair_overlap(cells) for cells in shown.values()]),
             "overlap_chance": torch.cat([_chance_overlap(shown[grid], allowed[grid]) for grid in shown]),
             "position_entropy": torch.cat([_position_entropy(cells) for cells in groups.values()]),
         }
         engine.state.metrics |= {name: float(values.mean()) for name, values in numbers.items() if values.numel()}
-        self._previous = self._cells
+        self._previous = cells
+
+
+def _gathered(batches: list[Tensor]) -> list[Tensor]:
+    """Batches of all processes, whatever their sizes."""
+    if number_of_processes() == 1:
+        return batches
+    parts: list[list[Tensor]] = [[] for _ in range(number_of_processes())]
+    dist.all_gather_object(parts, [batch.cpu() for batch in batches])
+    return [batch for part in parts for batch in part]
 
 
 def _by_grid(batches: list[Tensor], limit: int | None = None) -> dict[Grid, Tensor]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ahm_networks.maskers.box_learner import BoxDecision, BoxLearner
 from ahm_networks.nets.box_scorer import BoxScorer
+from ahm_networks.processes import share_of_batch
 from ahm_networks.rl import functional as rl
 from ahm_networks.rl import q_learning as ql
 from ahm_networks.rl.running import RunningMoments
@@ -59,7 +60,8 @@ class ActorCriticLearner(BoxLearner):
         policy = ql.episode_policy_loss(log_prob, scaled, episode.live, self.gamma)
         value_loss = F.smooth_l1_loss(value, returns, reduction="none")
         critic = rl.masked_mean(value_loss.flatten(), episode.live.flatten())
-        return policy + self.value_weight * critic + self._entropy_loss(decision)
+        share = share_of_batch(episode.live)
+        return policy + share * (self.value_weight * critic + self._entropy_loss(decision))
 
     def diagnostics(self, decision: BoxDecision) -> dict[str, Tensor]:
         """Policy entropy as a share of its largest value, mean over the steps taken, and the advantage's spread."""

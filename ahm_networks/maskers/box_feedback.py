@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ahm_networks.maskers.borrowed import BorrowedNetwork
+from ahm_networks.processes import share_of_batch
 from ahm_networks.rl.functional import EPS, masked_mean
 from ahm_networks.rl.running import RunningMoments
 from ahm_transforms.masking.functional import cells_to_image, image_to_cells
@@ -51,7 +52,7 @@ class BoxReward(nn.Module):
     def cell_loss(self, predicted: Tensor, error: Tensor, hidden: Tensor) -> Tensor:
         """Squared error of the predicted standardised errors of all hidden cells, ``[B, N]`` each."""
         target = (error - self.moments.mean) / self.moments.std
-        return masked_mean((predicted - target).square().flatten(), hidden.flatten())
+        return masked_mean((predicted - target).square().flatten(), hidden.flatten()) * share_of_batch(hidden)
 
 
 class ErrorSoFar(nn.Module):

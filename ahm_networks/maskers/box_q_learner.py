@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ahm_networks.maskers.box_learner import BoxDecision, BoxLearner, Episode
 from ahm_networks.nets.box_scorer import BoxScorer
+from ahm_networks.processes import share_of_batch
 from ahm_networks.rl import q_learning as ql
 from ahm_networks.rl.functional import masked_mean
 from ahm_networks.rl.replay import EpisodeReplay
@@ -104,7 +105,8 @@ class QLearner(BoxLearner):
     def _loss(self, episode: Episode, scores: Tensor, rewards: Tensor) -> Tensor:
         next_value = self._next_value(episode, scores.detach()[:, 1:])
         target = ql.td_target(rewards, next_value, self.gamma)
-        return ql.td_loss(scores, episode.actions, target, episode.live, self.td_loss)
+        loss = ql.td_loss(scores, episode.actions, target, episode.live, self.td_loss)
+        return loss * share_of_batch(episode.live)
 
     @torch.no_grad()
     def _next_value(self, episode: Episode, online: Tensor) -> Tensor:

@@ -6,13 +6,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ahm_networks.processes import gather
+
 __all__ = ["RunningMoments"]
 
 
 class RunningMoments(nn.Module):
     """Exponential mean and variance of a stream of numbers.
 
-    The first steps are a plain average, so that nothing is biased towards the initial values.
+    The first steps are a plain average, so that nothing is biased towards the initial values. Of several processes,
+    each takes in the numbers of all, and all have to update at the same time.
 
     Args:
         decay: weight of the past, in [0, 1).
@@ -39,11 +42,18 @@ class RunningMoments(nn.Module):
         """Take in ``values`` (those that ``where`` marks); an empty selection changes nothing."""
         weight = torch.ones_like(values) if where is None else where.to(values.dtype)
         total = weight.sum()
-        some, total = total > 0, total.clamp_min(1.0)
-        mean = (values * weight).sum() / total
-        spread = ((values - mean).square() * weight).sum() / total
+        mean = (values * weight).sum() / total.clamp_min(1.0)
+        spread = ((values - mean).square() * weight).sum() / total.clamp_min(1.0)
+        some, mean, spread = _joined(*gather(torch.stack([total, mean, spread])).unbind(1))
         share = (self.steps + 1.0).reciprocal().clamp_min(1.0 - self.decay) * some
         delta = mean - self.mean
         self.mean.addcmul_(share, delta)
         self.var.lerp_(spread + (1.0 - share) * delta.square(), share)
         self.steps.add_(some)
+
+
+def _joined(totals: Tensor, means: Tensor, spreads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of parts ``[P]``: whether there is any number, the mean and the variance of all (Chan et al. 1983)."""
+    share = totals / totals.sum().clamp_min(1.0)
+    mean = (share * means).sum()
+    return totals.sum() > 0, mean, (share * (spreads + (means - mean).square())).sum()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every masker on the bundle's shelf in two processes: other masks on each, the same weights on both."""
+"""Two processes: what they make of their shares, and every masker on the bundle's shelf."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from ignite.engine import Events
+from ignite.engine import Engine, Events
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ahm_engines import MaskedKeys
+from ahm_engines import BalancedCrossEntropy, MaskedKeys
+from ahm_engines.handlers import Checkpoints, MaskOverlap, validation_sampler
+from ahm_networks.maskers import Decision
+from ahm_networks.maskers.box_feedback import BoxReward
+from ahm_networks.processes import share_of_batch
+from ahm_networks.rl.running import RunningMoments
 from tests.ahm_engines.test_contract import TRAIN, build
 
 
@@ -20,22 +26,86 @@ def train_everything(rank: int, folder: str) -> None:
     """Run in one of two processes: train with each masker and write down what came of it."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    results = {masker: train(masker, rank) for masker in TRAIN["maskers"]}
+    results: dict[str, Any] = {masker: train(masker, rank) for masker in TRAIN["maskers"]}
+    results["parts"] = parts(share(rank), Path(folder) / f"machine{rank}")
     torch.save(results, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
 
-def train(masker: str, rank: int) -> dict[str, Any]:
+def train(name: str, rank: int) -> dict[str, Any]:
     """Two iterations on images of this process's own."""
-    trainer = build(masker, "u_net", 2, steps=2, wrap=DistributedDataParallel)
+    trainer = build(name, "u_net", 2, steps=2, wrap=DistributedDataParallel)
     trainer.data_loader[:] = [{"image": batch["image"].roll(rank, -1)} for batch in trainer.data_loader]
     trainer.masker.set_random_state(rank)
     masks: list[torch.Tensor] = []
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: masks.append(e.state.output[MaskedKeys.MASK]))
     trainer.run()
-    learned = {name: weight.detach() for name, weight in trainer.masker.named_parameters()}
+    masker = trainer.masker.state_dict()
+    learned = {name: state for name, state in masker.items() if not name.endswith("_extra_state")}  # random numbers
     network = {name: weight.detach() for name, weight in trainer.network.named_parameters()}
     return {"masks": masks, "masker": learned, "network": network}
+
+
+def share(rank: int | None) -> slice:
+    """Rows of a process: the first has two, the second four; ``None`` has all six."""
+    return {0: slice(0, 2), 1: slice(2, 6), None: slice(0, 6)}[rank]
+
+
+def parts(own: slice, folder: Path) -> dict[str, Any]:
+    """What comes of six rows in one process, or of its own rows in one of two."""
+    values, where, pred, label = rows()
+    moments, reward = RunningMoments(), BoxReward(1.0, 4)
+    for _ in range(2):
+        moments.update(values[own], where[own])
+        reward.moments.update(values[own], where[own])
+    moments.update(values[own], torch.zeros_like(where[own]))
+    losses = [BalancedCrossEntropy([1.0, 5.0, 2.0])(pred[own], label[own])]
+    losses.append(reward.cell_loss(pred[own], values[own], where[own]))
+    gradients = [torch.autograd.grad(loss, pred, retain_graph=True)[0] for loss in losses]
+    with torch.no_grad():
+        known = BalancedCrossEntropy([1.0, 5.0, 2.0])(pred[own], label[own])
+    return {
+        "moments": [moments.mean, moments.var, moments.steps],
+        "gradients": gradients,
+        "without_gradient": known,
+        "empty": torch.as_tensor(share_of_batch(torch.zeros(2))),
+        "overlap": overlaps(where[own]),
+        "resumed": refusal(folder, own),
+    }
+
+
+def rows() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Six rows of numbers, of which some count, logits for them, and classes."""
+    generator = torch.Generator().manual_seed(0)
+    values, pred = torch.rand(6, 3, generator=generator) * 10, torch.rand(6, 3, generator=generator)
+    where = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 1, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]], dtype=torch.bool)
+    return values, where, pred.requires_grad_(), torch.tensor([0, 0, 1, 1, 0, 1])
+
+
+def overlaps(cells: torch.Tensor) -> dict[str, float]:
+    """Metrics of two validations on the same masks."""
+    engine, handler = Engine(lambda engine, batch: {MaskedKeys.DECISION: batch}), MaskOverlap()
+    handler.attach(engine)
+    cells = cells[:, None, None]
+    decision = Decision(mask=cells, cells=cells, allowed=None, policy_map=None)
+    engine.run([decision], max_epochs=2)
+    return dict(engine.state.metrics)
+
+
+def refusal(folder: Path, own: slice) -> str:
+    """What is said where the first process alone has a state to resume from."""
+    engine = Engine(lambda engine, batch: None)
+    objects = {"model": nn.Linear(1, 1)}
+    if own == share(0):
+        folder.mkdir()
+        state = {"trainer": {"epoch": 3, "iteration": 3, "epoch_length": 1}}
+        torch.save({"model": objects["model"].state_dict(), **state}, folder / "last.pt")
+    Checkpoints(folder, objects, resume=True).attach(engine)
+    try:
+        engine.run([0], max_epochs=4)
+    except RuntimeError as error:
+        return str(error)
+    return "resumed"
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +122,70 @@ def test_weights_agree_and_masks_differ(results: list[dict[str, Any]], masker: s
         assert first[part].keys() == second[part].keys()
         assert all(torch.equal(weight, second[part][name]) for name, weight in first[part].items())
     assert not any(torch.equal(*masks) for masks in zip(first["masks"], second["masks"], strict=True))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The same in one process."""
+    return parts(share(None), tmp_path_factory.mktemp("alone"))
+
+
+def test_moments_are_those_of_all_processes(results: list[dict[str, Any]], whole: dict[str, Any]) -> None:
+    values, where, _, _ = rows()
+    assert float(whole["moments"][0]) == pytest.approx(float(values[where].mean()))
+    assert float(whole["moments"][1]) == pytest.approx(float(values[where].var(unbiased=False)))
+    assert float(whole["moments"][2]) == 2  # nothing to take in is no step
+    for result in results:
+        torch.testing.assert_close(result["parts"]["moments"], whole["moments"])
+
+
+def test_average_gradient_is_that_of_the_whole_batch(results: list[dict[str, Any]], whole: dict[str, Any]) -> None:
+    """Though the processes have two and four rows, and weights and marks of their own."""
+    for one, *two in zip(whole["gradients"], *(result["parts"]["gradients"] for result in results), strict=True):
+        assert one.abs().sum() > 0
+        torch.testing.assert_close(sum(two) / 2, one)
+
+
+def test_without_gradient_no_process_waits_for_another(results: list[dict[str, Any]]) -> None:
+    _, _, pred, label = rows()
+    for rank, result in enumerate(results):
+        own = share(rank)
+        expected = nn.functional.cross_entropy(pred[own], label[own], torch.tensor([1.0, 5.0, 2.0]))
+        torch.testing.assert_close(result["parts"]["without_gradient"], expected.detach())
+        assert result["parts"]["empty"] == 0
+
+
+def test_mask_overlap_takes_in_all_processes(results: list[dict[str, Any]], whole: dict[str, Any]) -> None:
+    assert whole["overlap"]["overlap_epochs"] == 1
+    assert whole["overlap"]["overlap_images"] < 1
+    for result in results:
+        assert result["parts"]["overlap"] == pytest.approx(whole["overlap"])
+
+
+def test_processes_with_another_state_do_not_resume(results: list[dict[str, Any]]) -> None:
+    for result in results:
+        assert "found those of epochs [3, 0]" in result["parts"]["resumed"]
+
+
+def test_fewer_cases_than_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ahm_engines.handlers.processes.number_of_processes", lambda: 3)
+    with pytest.raises(ValueError, match="expected at least one for each of 3 processes, got 2"):
+        validation_sampler([0, 1])
+
+
+def fail_on_one(rank: int, folder: str) -> None:
+    """Train on an image with a number that is none, in the second process only."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    trainer = build("a3c", "u_net", 2, steps=9, wrap=DistributedDataParallel)
+    if rank == 1:
+        for batch in trainer.data_loader:
+            batch["image"][0, 0, 0, 0] = torch.nan
+    trainer.run()
+
+
+def test_loss_that_is_no_number_in_one_process_ends_both(tmp_path: Path) -> None:
+    with pytest.raises(torch.multiprocessing.ProcessRaisedException) as error:
+        torch.multiprocessing.spawn(fail_on_one, args=(str(tmp_path),), nprocs=2)
+    assert "Process 1 terminated" in str(error.value)
+    assert "FloatingPointError: loss: expected finite numbers, got [nan" in str(error.value)

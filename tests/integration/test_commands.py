@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.bundles.running import CONFIGS, TINY, assert_same_state, checkpoint, command, finish, start, write_cases
+from tests.bundles.running import TINY, assert_same_state, checkpoint, command, finish, start, write_cases
 
 
 def test_training_command_records_its_configuration(tmp_path: Path) -> None:
@@ -65,30 +65,3 @@ def kill_within_an_epoch(options: dict[str, Any], last: Path) -> None:
     time.sleep(0.2)
     process.kill()
     process.communicate()
-
-
-def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
-    data = write_cases(tmp_path / "data")
-    state = '{"network": @network.module.state_dict(), "masker": @curriculum.state_dict()}'
-    end = f"$torch.save({state}, @output_dir + f'/rank{{torch.distributed.get_rank()}}.pt')".replace('"', "'")
-    options = {
-        **TINY,
-        "dataset_dir": data,
-        "output_dir": tmp_path / "run",
-        "val_fraction": 0.5,
-        "finalize": str([end, "$torch.distributed.destroy_process_group()"]),
-    }
-    files = str([str(CONFIGS / "train.json"), str(CONFIGS / "multi_gpu_train.json")])
-    words = command(options, files=files)
-    torchrun = [words[0], "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2", *words[1:]]
-    text = finish(start(torchrun))
-
-    first, second = (checkpoint(tmp_path / "run" / f"rank{rank}.pt") for rank in (0, 1))
-    assert_same_state(first["network"], second["network"])
-    weights = [name for name in first["masker"] if name.endswith(("weight", "bias"))]
-    assert weights
-    assert_same_state(*({name: state["masker"][name] for name in weights} for state in (first, second)))
-    assert checkpoint(tmp_path / "run/models/last.pt")["trainer"]["epoch"] == 2
-    assert text.count("Epoch 2/2: 100%") >= 1
-    assert len(list((tmp_path / "run/tensorboard").iterdir())) == 1  # of the first process alone
-    assert text.count("Key metric: random_psnr") == 2  # one for each validation

@@ -88,6 +88,22 @@ def test_checkpoints_hold_provenance_and_load_with_weights_only(tmp_path):
     assert set(content) == {"model", "masker", "optimizer", "masker_optimizer", "trainer", "best", "provenance"}
 
 
+def test_scale_of_float16_gradients_is_kept(tmp_path):
+    def train(scale, **options):
+        network, masker = ReconstructionUNet(2, backbone_args=SMALL), ActorCriticMasker(2, 8, 0.5)
+        optimizer, batches = torch.optim.SGD(network.parameters(), 0.1), [{"image": torch.rand(1, 1, 16, 16)}]
+        half = {"amp": True, "amp_kwargs": {"dtype": torch.float16}}
+        handlers = [Checkpoints(tmp_path, {"model": network}, **options)]
+        trainer = MaskedTrainer("cpu", 1, batches, network, optimizer, masker, train_handlers=handlers, **half)
+        trainer.precision.scaler.load_state_dict(trainer.precision.scaler.state_dict() | {"scale": scale})
+        trainer.run()
+        return trainer.precision.scaler
+
+    train(256.0)
+    assert load_checkpoint(tmp_path / "last.pt")["scaler"]["scale"] == 256.0
+    assert train(8.0, resume=True).get_scale() == 256.0
+
+
 def test_the_old_checkpoint_survives_a_failed_write(tmp_path, monkeypatch):
     network = torch.nn.Linear(2, 2)
     path = save_checkpoint(tmp_path / "last.pt", {"model": network})
