@@ -10,8 +10,8 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Events
 from ignite.metrics import Metric
-from monai.engines import Evaluator, IterationEvents
-from monai.inferers import Inferer, SimpleInferer
+from monai.engines import IterationEvents, SupervisedEvaluator
+from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from ahm_engines.events import MaskedEvents, MaskedKeys
@@ -25,7 +25,7 @@ from ahm_transforms.masking.functional import hidden_fraction, image_to_cells
 __all__ = ["MaskedEvaluator"]
 
 
-class MaskedEvaluator(Evaluator):
+class MaskedEvaluator(SupervisedEvaluator):
     """Rebuild every image twice: under the masker's own mask, and under a uniform one of the same cells allowed.
 
     The uniform masks are the same in every epoch, and for every masker of the same patch size, ratio and foreground
@@ -89,9 +89,11 @@ class MaskedEvaluator(Evaluator):
         super().__init__(
             device=device,
             val_data_loader=val_data_loader,
+            network=network,
             epoch_length=epoch_length,
             non_blocking=non_blocking,
             prepare_batch=prepare_batch,
+            inferer=inferer,
             postprocessing=postprocessing,
             key_val_metric={STATS: StatsAverage()},
             additional_metrics=additional_metrics,
@@ -102,7 +104,6 @@ class MaskedEvaluator(Evaluator):
         check_fit(network, masker)
         self.state.key_metric_name = "random_psnr"
         self.precision = Precision(device, amp, amp_kwargs)
-        self.network = network
         self.masker = masker
         self.reference = UniformMasker(
             masker.spatial_dims,
@@ -114,7 +115,6 @@ class MaskedEvaluator(Evaluator):
         self.data_range = data_range
         self.foreground_threshold = foreground_threshold
         self.seed = seed
-        self.inferer = inferer or SimpleInferer()
         self._random_states: list[Tensor] = []
         self.add_event_handler(Events.EPOCH_STARTED, self._fix_random_state)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._restore_random_state)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from ignite.engine import EventEnum, Events
 from ignite.metrics import Metric
-from monai.engines import IterationEvents, Trainer, Workflow
-from monai.inferers import Inferer, SimpleInferer
+from monai.engines import IterationEvents, SupervisedTrainer, Workflow
+from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from ahm_engines.events import MaskedEvents, MaskedKeys
@@ -19,6 +19,7 @@ from ahm_engines.losses import MaskedLoss, hidden_mean
 from ahm_engines.rewards import ErrorReward
 from ahm_engines.step import Precision, average_gradients, broadcast_weights, check_fit, prepare_image
 from ahm_networks.maskers import Decision, Masker
+from ahm_networks.processes import mean_over_processes, share_of_batch
 
 __all__ = ["MaskedTrainer"]
 
@@ -29,8 +30,8 @@ LOSS_KEYS = (MaskedKeys.LOSS, MaskedKeys.MASKER_LOSS)
 REWARD_KEYS = (MaskedKeys.IMAGE, MaskedKeys.ERROR, MaskedKeys.PRED, MaskedKeys.MASK)
 
 
-class MaskedTrainer(Trainer):
-    """MONAI trainer for masked reconstruction with a masker that may learn.
+class MaskedTrainer(SupervisedTrainer):
+    """MONAI trainer for masked reconstruction with a masker that may learn; the image is its own label.
 
     One iteration:
 
@@ -41,6 +42,10 @@ class MaskedTrainer(Trainer):
     5. ``reward`` from the detached error - ``REWARDED``
     6. ``masker.loss([(decision, reward)])``, backward, step - ``MASKER_UPDATED``; 5 and 6 only while the masker learns
     7. output: ``MaskedKeys`` - ``MODEL_COMPLETED``
+
+    Several processes, with ``network`` in a ``DistributedDataParallel``, take the step that one process would take with
+    all their images: the error is that of all hidden voxels, however many each process has. Until 7, the losses are a
+    process's own, weighted with its share; then they are those of all processes.
 
     Args:
         device: where to train.
@@ -55,6 +60,8 @@ class MaskedTrainer(Trainer):
             mask after the network's step and gives the new error, ``again`` is ``None`` where there was no step.
         network_stages: intervals of the training, in [0, 1], in which the network learns.
         masker_stages: the same for the masker. Both together make up AHM's staged training.
+        schedule_epochs: epochs that stages and the masker's schedules span; ``None`` = ``max_epochs``, which federated
+            learning sets to the end of the round.
         gradient_clip: largest gradient norm of the network, ``None`` for no limit.
         masker_gradient_clip: the same for the masker.
         channels_last: whether images and weights are laid out channels last.
@@ -101,6 +108,7 @@ class MaskedTrainer(Trainer):
         reward: Reward | None = None,
         network_stages: Stages = ALWAYS,
         masker_stages: Stages = ALWAYS,
+        schedule_epochs: int | None = None,
         gradient_clip: float | None = None,
         masker_gradient_clip: float | None = 1.0,
         channels_last: bool = False,
@@ -124,33 +132,34 @@ class MaskedTrainer(Trainer):
         super().__init__(
             device=device,
             max_epochs=max_epochs,
-            data_loader=train_data_loader,
+            train_data_loader=train_data_loader,
+            network=network,
+            optimizer=optimizer,
+            loss_function=loss_function or MaskedLoss(),
             epoch_length=epoch_length,
             non_blocking=non_blocking,
             prepare_batch=prepare_batch,
+            inferer=inferer,
             postprocessing=postprocessing,
-            key_metric=key_train_metric,
+            key_train_metric=key_train_metric,
             additional_metrics=additional_metrics,
-            handlers=None,
             amp=amp,
             event_names=[MaskedEvents, *(event_names or [])],
             event_to_attr=event_to_attr,
             decollate=decollate,
         )
         self.precision = Precision(device, amp, amp_kwargs)
+        self.scaler = self.precision.scaler
         self.memory_format = _memory_format(channels_last, network)
-        self.network = network
         self.forward_network = torch.compile(network, **(compile_kwargs or {})) if compile else network
-        self.optimizer = optimizer
         self.masker = masker
         self.masker_optimizer = masker_optimizer
-        self.loss_function = loss_function or MaskedLoss()
         self.reward = reward or ErrorReward()
         self.network_stages = network_stages
         self.masker_stages = masker_stages
+        self.schedule_epochs = schedule_epochs
         self.gradient_clip = gradient_clip
         self.masker_gradient_clip = masker_gradient_clip
-        self.inferer = inferer or SimpleInferer()
         self._losses: list[Tensor] = []
         check_fit(network, masker)
         broadcast_weights(masker)
@@ -160,7 +169,7 @@ class MaskedTrainer(Trainer):
     @property
     def progress(self) -> float:
         """Share of the training that is over, in [0, 1)."""
-        total = self.state.max_epochs * (self.state.epoch_length or 1)
+        total = (self.schedule_epochs or self.state.max_epochs) * (self.state.epoch_length or 1)
         return min(max(self.state.iteration - 1, 0) / max(total, 1), 1.0)
 
     def run(self) -> None:
@@ -183,7 +192,9 @@ class MaskedTrainer(Trainer):
             self.fire_event(IterationEvents.BACKWARD_COMPLETED)
         output[MaskedKeys.MASKER_LOSS] = self._update_masker(output, progress, learns)
         self._raise_if_not_finite()
-        self._losses = [output[key] for key in LOSS_KEYS if output[key] is not None]
+        known = [key for key in LOSS_KEYS if output[key] is not None]
+        self._losses = [output[key] for key in known]
+        output |= {key: mean_over_processes(output[key]) for key in known}
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         return output
 
@@ -197,7 +208,8 @@ class MaskedTrainer(Trainer):
             output[MaskedKeys.PRED] = self._rebuild(image, decision.mask)
             self.fire_event(IterationEvents.FORWARD_COMPLETED)
             output[MaskedKeys.ERROR] = self.loss_function.error(output[MaskedKeys.PRED], image)
-            output[MaskedKeys.LOSS] = hidden_mean(output[MaskedKeys.ERROR], decision.mask)
+            own = hidden_mean(output[MaskedKeys.ERROR], decision.mask)
+            output[MaskedKeys.LOSS] = own * share_of_batch(decision.mask)
         self.fire_event(IterationEvents.LOSS_COMPLETED)
         return output
 

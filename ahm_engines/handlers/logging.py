@@ -6,6 +6,7 @@ One readable log line per validation is what MONAI's ``StatsHandler(iteration_lo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ahm_engines.events import MaskedKeys
 
-__all__ = ["TensorBoardScalars", "TrainingBar"]
+__all__ = ["TensorBoardScalars", "TrainingBar", "epoch_scalars", "losses"]
 
 
 class TrainingBar:
@@ -64,8 +65,8 @@ class TrainingBar:
         last = bool(length) and iteration % length == 0
         self._bar.update()
         if last or (iteration - 1) % self.every == 0:
-            losses = _losses(engine.state.output)
-            self._bar.set_postfix({name: f"{value:.4g}" for name, value in losses.items()}, refresh=last)
+            numbers = losses(engine.state.output).items()
+            self._bar.set_postfix({name: f"{value:.4g}" for name, value in numbers}, refresh=last)
         if last:
             self._close()
 
@@ -78,9 +79,10 @@ class TrainingBar:
 class TensorBoardScalars(TensorBoardHandler):
     """Write losses, the masker's own numbers and metrics to TensorBoard.
 
-    On a trainer: ``train/loss``, ``train/masker_loss`` and ``masker/<diagnostic>`` against the iteration. On trainer
-    and evaluator: ``<train or val>/<metric>`` against the trainer's epoch, which the validation handler tells the
-    evaluator. MONAI's ``TensorBoardStatsHandler`` has no diagnostics and mixes the names of both engines.
+    On a trainer: ``train/loss``, ``train/masker_loss`` and ``masking/<diagnostic>`` against the iteration, and
+    ``train/<metric>`` against the epoch. On an evaluator: ``validation/<metric>`` against the trainer's epoch, which
+    the validation handler tells the evaluator. MONAI's ``TensorBoardStatsHandler`` has no diagnostics and gives the
+    metrics of both engines the same names.
 
     Args:
         summary_writer: an open writer, or ``None`` to open one.
@@ -100,24 +102,30 @@ class TensorBoardScalars(TensorBoardHandler):
 
     def _write_iteration(self, engine: Engine) -> None:
         output, step = engine.state.output, engine.state.iteration
-        for name, value in _losses(output).items():
+        for name, value in losses(output).items():
             self._writer.add_scalar(f"train/{name}", value, step)
-        for name, value in engine.masker.diagnostics(output[MaskedKeys.DECISION]).items():
-            self._writer.add_scalar(f"masker/{name}", float(value), step)
+        if MaskedKeys.DECISION in output:
+            for name, value in engine.masker.diagnostics(output[MaskedKeys.DECISION]).items():
+                self._writer.add_scalar(f"masking/{name}", float(value), step)
 
     def _write_epoch(self, engine: Engine) -> None:
-        group = "val" if isinstance(engine, Evaluator) else "train"
-        for name, value in engine.state.metrics.items():
-            if is_scalar(value):
-                self._writer.add_scalar(f"{group}/{name}", float(value), engine.state.epoch)
+        group = "validation" if isinstance(engine, Evaluator) else "train"
+        for name, value in epoch_scalars(engine, group).items():
+            self._writer.add_scalar(name, value, engine.state.epoch)
         self._writer.flush()
 
 
-def _losses(output: Any) -> dict[str, float]:
+def epoch_scalars(engine: Engine, group: str) -> dict[str, float]:
+    """The metrics that are single numbers, as ``<group>/<metric>``."""
+    metrics = engine.state.metrics.items()
+    return {f"{group}/{name}": float(value) for name, value in metrics if is_scalar(value)}
+
+
+def losses(output: Mapping[str, Any]) -> dict[str, float]:
     """The losses that the iteration had, as numbers."""
-    losses = {str(key): output.get(key) for key in (MaskedKeys.LOSS, MaskedKeys.MASKER_LOSS)}
+    found = {str(key): output.get(key) for key in (MaskedKeys.LOSS, MaskedKeys.MASKER_LOSS)}
     return {
         name: float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
-        for name, loss in losses.items()
+        for name, loss in found.items()
         if loss is not None
     }

@@ -108,7 +108,8 @@ class MaskPanel:
         output_dir: folder for the pictures, made if need be.
         rows: images to draw.
         y_up: as in :func:`draw_panel`.
-        summary_writer: TensorBoard writer that gets the picture too.
+        summary_writer: TensorBoard writer that gets the picture too, as ``masking/panel``, and the policy maps of the
+            same rows by themselves, as ``masking/policy_map``.
         every: validations between two pictures.
         maps_dir: folder for the numbers, made if need be; ``None`` keeps none.
 
@@ -147,6 +148,9 @@ class MaskPanel:
             image, policy_map, mask, pred = _tensors(engine)
             epoch, title = engine.state.epoch, f"epoch {engine.state.epoch}"
             self._write(draw_panel(image, policy_map, mask, pred, rows=self.rows, y_up=self.y_up, title=title), epoch)
+            if self.summary_writer is not None and policy_map is not None:
+                picture = _policy_picture(_pages(policy_map[: self.rows], self.y_up))
+                self.summary_writer.add_image("masking/policy_map", picture, epoch, dataformats="HWC")
             if self.maps_folder is not None:
                 _write_maps(self.maps_folder / f"epoch{epoch:04d}.npz", image, policy_map, mask, self.y_up)
 
@@ -154,10 +158,22 @@ class MaskPanel:
         path = self.folder / f"panel_epoch{epoch:04d}.png"
         write_atomically(path, lambda file: figure.savefig(file, format="png"))
         if self.summary_writer is not None:
-            canvas = FigureCanvasAgg(figure)
-            canvas.draw()
-            pixels = np.asarray(canvas.buffer_rgba())
-            self.summary_writer.add_image("panel", pixels[..., :3], epoch, dataformats="HWC")
+            self.summary_writer.add_image("masking/panel", figure_pixels(figure), epoch, dataformats="HWC")
+
+
+def figure_pixels(figure: Figure) -> np.ndarray:
+    """The figure as ``[height, width, 3]`` uint8, for TensorBoard."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def _policy_picture(pages: list[np.ndarray]) -> np.ndarray:
+    """Maps side by side, in the colours of the panel."""
+    scale = _policy_scale(pages)
+    colours = ScalarMappable(Normalize(scale.low, scale.high), scale.colours)
+    pixels: np.ndarray = colours.to_rgba(np.concatenate(pages, axis=1), bytes=True)[..., :3]
+    return pixels
 
 
 def _tensors(engine: Engine) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
@@ -244,9 +260,13 @@ def _scales(pictures: dict[str, list[np.ndarray]]) -> dict[str, Scale]:
     """One scale for all rows: error from 0, policy map over what it takes."""
     scales = {"error": Scale(ERROR_COLOURS, 0.0, max(float(np.percentile(pictures["error"], 99.5)), 1e-6))}
     if "policy map" in pictures:
-        low, high = float(np.min(pictures["policy map"])), float(np.max(pictures["policy map"]))
-        scales["policy map"] = Scale("viridis", low, max(high, low + 1e-6))
+        scales["policy map"] = _policy_scale(pictures["policy map"])
     return scales
+
+
+def _policy_scale(pages: list[np.ndarray]) -> Scale:
+    low, high = float(np.min(pages)), float(np.max(pages))
+    return Scale("viridis", low, max(high, low + 1e-6))
 
 
 def _colour_bar(figure: Figure, above: Axes, scale: Scale, total: float) -> None:

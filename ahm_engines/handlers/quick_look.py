@@ -93,18 +93,30 @@ class QuickLookd(Transform):
         output_dir: folder of the results.
         classes: names of classes 1, 2, ... of a segmentation, or of all classes of a classification.
         y_up: as in :func:`draw_quick_look`.
+        allow_missing_keys: whether data without ``case_id`` are passed over, as a server's are.
 
     Raises:
+        KeyError: on call, without ``case_id``.
         OSError: when the folder cannot be written to.
     """
 
-    def __init__(self, output_dir: str | Path, classes: Sequence[str], *, y_up: bool | None = None) -> None:
+    def __init__(
+        self,
+        output_dir: str | Path,
+        classes: Sequence[str],
+        *,
+        y_up: bool | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
         self.folder = writable_folder(output_dir)
         self.classes = list(classes)
         self.y_up = y_up
+        self.allow_missing_keys = allow_missing_keys
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Draw, and return ``data`` as it is."""
+        if self.allow_missing_keys and "case_id" not in data:
+            return dict(data)
         case, image, pred = str(data["case_id"]), data["image"], data["pred"]
         if pred.ndim == 1:
             best = int(pred.argmax())

@@ -18,9 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 class PretrainedWeights:
-    """Load pretrained weights into a network when training starts, and log which fitted.
+    """Load pretrained weights into a network when training first starts, and log which fitted.
 
-    List it ahead of the handler of checkpoints: a training that is resumed then goes on with its own weights.
+    A trainer that runs again, as in the next round of federated learning, keeps what it has. List it ahead of the
+    handler of checkpoints: a training that is resumed then goes on with its own weights.
 
     Args:
         path: a pretraining checkpoint or a plain ``state_dict``; ``None`` trains from scratch.
@@ -50,7 +51,9 @@ class PretrainedWeights:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self) -> None:
-        """Load."""
+        """Load, once."""
+        if self.transfer is not None:
+            return
         if self.path is None:
             logger.info("No pretrained weights: training from scratch.")
             return

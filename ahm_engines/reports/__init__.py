@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reports about runs."""
 
-from ahm_engines.reports.record import bundle_config, describe_run, provenance, write_record
+from ahm_engines.reports.record import describe_run, provenance, running_config, write_record
 
-__all__ = ["bundle_config", "describe_run", "provenance", "write_record"]
+__all__ = ["describe_run", "provenance", "running_config", "write_record"]

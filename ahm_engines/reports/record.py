@@ -3,29 +3,29 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import platform
 import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
 from ahm_engines.files import writable_folder, write_json
 
-__all__ = ["bundle_config", "describe_run", "provenance", "write_record"]
+__all__ = ["describe_run", "provenance", "running_config", "write_record"]
 
 logger = logging.getLogger(__name__)
 
 FOLDERS = (
     *("bundle_root", "output_dir", "ckpt_dir", "evaluate_dir", "dataset_dir", "datalist"),
     *("labels_dir", "labels_csv", "masks_dir", "pretrained", "checkpoint"),
+    *("tracking_uri", "save_execute_config"),  # the first may hold a password
 )
 PACKAGES = ("monai-ahm", "monai", "torch", "numpy", "nibabel", "pydicom", "itk-io", "pytorch-ignite")
 
@@ -38,7 +38,7 @@ def describe_run(
     Args:
         seed: of the run.
         data: description of the data: counts, modality, spacing, intensity range; no patient data.
-        config: configuration; by default that of the running bundle command.
+        config: configuration; by default that of the bundle that calls.
         **facts: more of the caller's.
     """
     return {
@@ -47,15 +47,15 @@ def describe_run(
         "data": _plain(data),
         "versions": _versions(),
         "git_commit": _git_commit(),
-        "config": _plain(bundle_config(sys.argv) if config is None else config),
+        "config": _plain(running_config() if config is None else config),
         **_plain(facts),
     }
 
 
 def provenance(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record as it goes into checkpoints, which are passed on: without the names of the user's folders."""
+    """The record as it goes into checkpoints, which are passed on: without the user's folders, files and cases."""
     config = {key: value for key, value in record["config"].items() if key not in FOLDERS}
-    return {**record, "config": config}
+    return {**record, "config": _without_places(config)}
 
 
 def write_record(path: str | Path, record: Mapping[str, Any]) -> None:
@@ -69,41 +69,39 @@ def write_record(path: str | Path, record: Mapping[str, Any]) -> None:
         write_json(path, record)
 
 
-def bundle_config(command: Sequence[str]) -> dict[str, Any]:
-    """Configuration of a ``monai.bundle run`` command line: its files merged, its overrides applied.
+def running_config() -> dict[str, Any]:
+    """Configuration of the bundle that calls: its files merged, overrides applied, references not resolved.
 
-    Args:
-        command: the words of the command, as in ``sys.argv``.
+    MONAI hands it to none of the expressions that it evaluates, so it is taken from the parser further up the stack.
 
     Returns:
-        The configuration before references are resolved; empty for any other command.
+        The configuration; empty outside of a bundle.
     """
-    options = _options(command)
-    files = options.pop("config_file", None)
-    if files is None:
-        logger.warning("Not started by a bundle command: the record of this run has no configuration.")
-        return {}
-    parser = ConfigParser()
-    parser.read_config(f=files)
-    parser.update({key: value for key, value in options.items() if key not in NOT_CONFIG})
-    parser.resolve_macro_and_relative_ids()
-    return {key: value for key, value in parser.get().items() if key != parser.meta_key}
+    frame = inspect.currentframe()
+    while frame is not None:
+        parser = frame.f_locals.get("self")
+        if isinstance(parser, ConfigParser):
+            return {key: value for key, value in parser.get().items() if key != parser.meta_key}
+        frame = frame.f_back
+    logger.warning("Not called by a bundle: the record of this run has no configuration.")
+    return {}
 
 
-NOT_CONFIG = ("meta_file", "logging_file", "run_id", "init_id", "final_id", "args_file", "tracking")
+def _without_places(value: Any) -> Any:
+    """Leave out lists of cases and absolute paths, however deep."""
+    if isinstance(value, Mapping):
+        return {
+            key: _without_places(item)
+            for key, item in value.items()
+            if not (key == "data" and isinstance(item, list)) and not _is_place(item)
+        }
+    if isinstance(value, list):
+        return [_without_places(item) for item in value if not _is_place(item)]
+    return value
 
 
-def _options(command: Sequence[str]) -> dict[str, Any]:
-    """Read ``--key value`` and ``--key=value`` as the bundle command does."""
-    options: dict[str, Any] = {}
-    words = iter(command)
-    for word in words:
-        if word.startswith("--"):
-            key, equals, value = word[2:].partition("=")
-            options[key.replace("-", "_") if key == "config-file" else key] = DefaultParseValue(
-                value if equals else next(words, "")
-            )
-    return options
+def _is_place(value: Any) -> bool:
+    return isinstance(value, str) and Path(value).is_absolute()
 
 
 def _plain(value: Any) -> Any:

@@ -23,6 +23,7 @@ from ahm_engines.study.cells import OPTIONS, Job
 __all__ = ["OUTCOME", "read_outcome", "run_job"]
 
 OUTCOME, LOG = "outcome.json", "log.txt"
+VALIDATED = "validation/"  # what the names of a validation's curves begin with
 Points = list[tuple[int, float]]
 
 
@@ -60,10 +61,11 @@ def _run(job: Job, threads: int) -> dict[str, Any]:
     outcome = _costs(job.folder) | {"steps": place["iteration"]}  # of the whole training, however often it was resumed
     curves = _scalars(job.folder / "tensorboard")
     if job.cell.stage == "pretrain":
-        last = {name.removeprefix("val/"): points[-1][1] for name, points in curves.items() if name.startswith("val/")}
-        return outcome | {"metrics": last}
+        validated = {name: curve for name, curve in curves.items() if name.startswith(VALIDATED)}
+        return outcome | {"metrics": {name.removeprefix(VALIDATED): curve[-1][1] for name, curve in validated.items()}}
     _bundle("evaluating", job.config_files("evaluate.json"))
-    curve = [(epoch * place["epoch_length"], value) for epoch, value in curves.get(_key_metric(job), [])]
+    points = curves.get(VALIDATED + _key_metric(job), [])
+    curve = [(epoch * place["epoch_length"], value) for epoch, value in points]
     return outcome | {"metrics": _scores(job.folder), "curve": curve}
 
 
@@ -71,7 +73,6 @@ def _bundle(command: str, files: Sequence[str]) -> None:
     """``python -m monai.bundle run <command> --config_file ...``, without a new interpreter."""
     from monai.bundle import run
 
-    sys.argv = ["monai.bundle", "run", command, "--config_file", str(list(files))]  # what run_record.json holds
     run(command, config_file=list(files))
 
 

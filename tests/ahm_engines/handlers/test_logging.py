@@ -127,10 +127,12 @@ def test_tensorboard_has_losses_diagnostics_and_metrics_against_the_trainers_cou
     evaluator_side = TensorBoardScalars(log_dir=tmp_path / "val")
     train(ActorCriticMasker(2, 4, 0.5), trainer_handlers=[trainer_side], evaluator_handlers=[evaluator_side])
     written = curves(tmp_path / "train")
-    assert set(written) == {"train/loss", "train/masker_loss", "masker/policy_entropy", "masker/advantage_std"}
+    assert set(written) == {"train/loss", "train/masker_loss", "masking/policy_entropy", "masking/advantage_std"}
     assert all(steps == [2, 4, 6] for steps in written.values())
     validated = curves(tmp_path / "val")
-    assert {"val/psnr", "val/random_psnr", "val/hardness", "val/rank_correlation"} < set(validated)
+    assert {"validation/psnr", "validation/random_psnr", "validation/hardness", "validation/rank_correlation"} < set(
+        validated
+    )
     assert all(steps == [1, 2] for steps in validated.values())
 
 
@@ -142,7 +144,7 @@ def test_tensorboard_takes_one_writer_for_both_engines_and_maskers_that_do_not_l
             evaluator_handlers=[TensorBoardScalars(writer)],
         )
     written = curves(tmp_path)
-    assert written["train/loss"] == [1, 2, 3, 4, 5, 6] and written["val/psnr"] == [1, 2]
+    assert written["train/loss"] == [1, 2, 3, 4, 5, 6] and written["validation/psnr"] == [1, 2]
     assert "train/masker_loss" not in written
 
 

@@ -180,9 +180,24 @@ def test_tensorboard_gets_the_same_picture(tmp_path: Path) -> None:
     writer = Writer()
     evaluator(MaskPanel(tmp_path, summary_writer=writer)).run(7)
     (tag, pixels, step), *others = writer.images
-    assert (tag, step, others) == ("panel", 7, [])
+    assert (tag, step, others) == ("masking/panel", 7, [])  # this masker has no policy map
     with Image.open(tmp_path / "panel_epoch0007.png") as picture:
         assert np.array_equal(pixels, np.asarray(picture.convert("RGB")))
+
+
+def test_tensorboard_gets_the_policy_maps_of_the_rows_side_by_side_in_one_scale(tmp_path: Path) -> None:
+    writer = Writer()
+    masker = ActorCriticMasker(2, 8, 0.5)
+    panel = MaskPanel(tmp_path, rows=2, summary_writer=writer, maps_dir=tmp_path)
+    evaluator(panel, masker).run(7)
+    (tag, pixels, step) = next(image for image in writer.images if image[0] != "masking/panel")
+    assert (tag, step) == ("masking/policy_map", 7)
+    maps = np.load(tmp_path / "epoch0007.npz")["policy"][:2]
+    assert pixels.shape == (maps.shape[1], 2 * maps.shape[2], 3)
+    values, colours = np.concatenate(list(maps), axis=1), pixels.astype(int).sum(-1)
+    high, low = (np.unravel_index(place, values.shape) for place in (values.argmax(), values.argmin()))
+    assert pixels[high].tolist() == [253, 231, 36]  # viridis ends in yellow
+    assert colours[low] == colours.min()
 
 
 def test_further_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,3 +118,12 @@ def test_classes_are_titles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     data = {"image": torch.rand(1, 8, 9), "pred": torch.tensor([0.1, 0.87, 0.03]), "case_id": "c1"}
     QuickLookd(tmp_path, ["benign", "malignant", "normal"])(data)
     assert titles == ["c1: malignant (87 %)"]
+
+
+def test_data_without_an_id_are_passed_over_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    image, labels = volume()
+    data = {"image": image, "pred": labels}
+    assert QuickLookd(tmp_path, ["a", "b"], allow_missing_keys=True)(data) == data
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyError, match="case_id"):
+        QuickLookd(tmp_path, ["a", "b"])(data)

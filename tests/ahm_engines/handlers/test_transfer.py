@@ -115,6 +115,20 @@ def test_a_resumed_training_goes_on_with_its_own_weights(tmp_path: Path) -> None
     assert same(run(2, resume=True)[0], first[-1])
 
 
+def test_a_trainer_that_runs_again_keeps_what_it_has(tmp_path: Path) -> None:
+    """As in the rounds of federated learning, whose global weights must not be overwritten."""
+    path, network = pretrained(tmp_path), network_of()
+    trainer = trainer_with(network, [PretrainedWeights(path, network)], 1)
+    trainer.run()
+    sent = {name: torch.ones_like(value) for name, value in network.state_dict().items()}
+    network.load_state_dict(sent)
+    seen: list[list[Tensor]] = []
+    trainer.add_event_handler(Events.EPOCH_STARTED, lambda engine: seen.append(encoder_of(network)))
+    trainer.state.max_epochs = 2
+    trainer.run()
+    assert len(seen) == 1 and all(torch.equal(weight, torch.ones_like(weight)) for weight in seen[0])
+
+
 def test_weights_of_which_nothing_fits_are_refused(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path / "other.pt", {"model": nn.Linear(3, 3)})
     with pytest.raises(ValueError, match="nothing fits"):

@@ -2,21 +2,34 @@
 import json
 
 import torch
+from monai.bundle import ConfigWorkflow
 
-from ahm_engines.reports import bundle_config, describe_run, provenance, write_record
-
-
-def test_bundle_config_merges_files_and_applies_the_command_line(tmp_path):
-    (tmp_path / "a.json").write_text('{"lr": 0.1, "net": {"width": 8}, "shelf": {"x": {"v": 1}}, "pick": "%shelf::x"}')
-    (tmp_path / "b.json").write_text('{"net#width": 16}')
-    files = f"['{tmp_path}/a.json','{tmp_path}/b.json']"
-    command = ["run", "training", "--config_file", files, "--lr", "0.5", "--net#depth=3", "--logging_file", "x"]
-    config = bundle_config(command)
-    assert config == {"lr": 0.5, "net": {"width": 16, "depth": 3}, "shelf": {"x": {"v": 1}}, "pick": {"v": 1}}
+from ahm_engines.reports import describe_run, provenance, running_config, write_record
 
 
-def test_other_commands_have_no_bundle_config():
-    assert bundle_config(["pytest", "--maxfail", "1"]) == {}
+def write_bundle(folder):
+    (folder / "a.json").write_text(
+        """{"imports": ["$import ahm_engines.reports as reports"], "lr": 0.1, "net": {"width": 8},
+        "shelf": {"x": {"v": 1}}, "pick": "%shelf::x", "record": "$reports.describe_run(seed=0, data={})"}"""
+    )
+    (folder / "b.json").write_text('{"net#width": 16}')
+    return [str(folder / name) for name in ("a.json", "b.json")]
+
+
+def test_the_record_holds_the_bundles_files_and_overrides_in_whatever_process_it_runs(tmp_path):
+    overrides = {"lr": 0.5, "net#depth": 3}
+    workflow = ConfigWorkflow(write_bundle(tmp_path), logging_file=False, workflow_type=None, **overrides)
+    workflow.initialize()
+    workflow.parser["net#depth"] = 4  # as federated clients and MONAI Label change a bundle that they have read
+    workflow.parser.parse(reset=True)
+    config = workflow.parser.get_parsed_content("record")["config"]
+    assert config.pop("imports") and config.pop("record").startswith("$reports")
+    assert config == {"lr": 0.5, "net": {"width": 16, "depth": 4}, "shelf": {"x": {"v": 1}}, "pick": {"v": 1}}
+
+
+def test_outside_of_a_bundle_there_is_no_configuration(caplog):
+    assert running_config() == {}
+    assert "no configuration" in caplog.text
 
 
 def test_the_record_is_plain_json_and_fit_for_a_checkpoint(tmp_path):
@@ -32,6 +45,18 @@ def test_the_record_is_plain_json_and_fit_for_a_checkpoint(tmp_path):
 
 
 def test_checkpoints_do_not_carry_the_names_of_folders():
-    record = describe_run(seed=0, data={}, config={"dataset_dir": "/scans/Jane Doe", "datalist": None, "lr": 0.1})
+    config = {"dataset_dir": "/scans/Jane Doe", "datalist": None, "lr": 0.1, "tracking_uri": "https://me:secret@server"}
+    record = describe_run(seed=0, data={}, config=config)
     assert provenance(record)["config"] == {"lr": 0.1}
     assert record["config"]["dataset_dir"] == "/scans/Jane Doe"
+
+
+def test_checkpoints_do_not_carry_cases_or_paths_that_somebody_put_deep_into_the_configuration():
+    """As MONAI Label does with its data lists and handlers."""
+    cases = [{"image": "Jane_Doe.nii.gz"}]
+    handlers = ["@x", {"_target_": "Saver", "load_path": "/models/Jane Doe/model.pt", "epochs": 2}, "/scans/Jane Doe"]
+    config = {"train": {"dataset": {"data": cases, "cache_rate": 1.0}, "handlers": handlers}}
+    record = describe_run(seed=0, data={}, config=config)
+    kept = {"dataset": {"cache_rate": 1.0}, "handlers": ["@x", {"_target_": "Saver", "epochs": 2}]}
+    assert provenance(record)["config"] == {"train": kept}
+    assert provenance(describe_run(seed=0, data={}, config={"a": {"data": "$@cases"}}))["config"]["a"]["data"]
