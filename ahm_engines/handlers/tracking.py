@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 from ignite.engine import Engine
 from monai.handlers import MLFlowHandler
 from monai.utils import path_to_sqlite_uri
@@ -41,7 +42,7 @@ def tracked(
     every: int = 10,
     close: bool = False,
 ) -> list[Any]:
-    """Set up the MLflow handlers that MONAI has put among the handlers of an engine, if any.
+    """Set up the MLflow handlers that MONAI has put among an engine's, if any; the first process keeps them.
 
     Losses are ``train/loss`` and ``train/masker_loss``, metrics ``<group>/<metric>``. MONAI would read the loss of
     decollated output only, give the metrics of all engines the same names, stop at a metric without value, and send the
@@ -55,8 +56,10 @@ def tracked(
         close: whether the run ends with the engine's; that of a trainer and of inference does anyway.
 
     Returns:
-        The same handlers.
+        The same handlers; without those of MLflow in all processes but the first.
     """
+    if idist.get_rank() > 0:
+        return [handler for handler in handlers if not isinstance(handler, MLFlowHandler)]
     for handler in handlers:
         if isinstance(handler, MLFlowHandler):
             _set_up(handler, group, every, close)

@@ -139,7 +139,7 @@ def _shape_problem(
     if len(shape) < dims or image.ndim - len(shape) > 1:
         return f"has shape {tuple(image.shape)}, expected {dims} spatial axes and at most one of channels"
     if channels is not None and found != channels:
-        return f"has {found} channel(s), expected {channels}: pass --channels {found} or leave the file out"
+        return f"has {found} channel(s), expected {channels}: pass --in_channels {found} or leave the file out"
     least = (min_size or 1,) * dims if isinstance(min_size, int | None) else tuple(min_size)
     if any(size < low for size, low in zip(shape[:dims], least, strict=True)):
         return f"has size {shape[:dims]}, smaller than one patch {least}: pass a smaller patch_size or leave it out"
