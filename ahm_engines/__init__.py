@@ -6,12 +6,13 @@ from ahm_engines.contrastive import PairedContrastiveLoss, pair_scores, prepare_
 from ahm_engines.evaluator import MaskedEvaluator
 from ahm_engines.events import MaskedEvents, MaskedKeys
 from ahm_engines.inference import MaskingInference, MaskingPredictor, load_pretrained, scan_inferer, window_inferer
-from ahm_engines.losses import DeepSupervision, MaskedLoss
+from ahm_engines.losses import BalancedCrossEntropy, DeepSupervision, MaskedLoss
 from ahm_engines.rewards import ErrorReward, ProgressReward
-from ahm_engines.trained import load_trained, trained_settings
+from ahm_engines.trained import fitting_network, load_trained, trained_settings
 from ahm_engines.trainer import MaskedTrainer
 
 __all__ = [
+    "BalancedCrossEntropy",
     "CaseInference",
     "DeepSupervision",
     "ErrorReward",
@@ -26,6 +27,7 @@ __all__ = [
     "PairedContrastiveLoss",
     "ProgressReward",
     "TolerantDataset",
+    "fitting_network",
     "load_pretrained",
     "load_trained",
     "pair_scores",

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from ahm_engines.handlers.checkpoint import load_checkpoint, restore_objects
+from ahm_engines.handlers.checkpoint import check_fit, load_checkpoint, restore_objects
 
-__all__ = ["load_trained", "trained_settings"]
+__all__ = ["fitting_network", "load_trained", "trained_settings"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,24 @@ def trained_settings(path: str | Path, *, task: str | None = None) -> dict[str, 
     if task is not None:
         _check_task(path, settings, task)
     return settings
+
+
+def fitting_network(network: nn.Module, path: str | Path | None) -> nn.Module:
+    """Return ``network`` after a look whether the weights of a checkpoint fit it; none are loaded.
+
+    Programs that load weights themselves, such as MONAI Label, use it: they take a file of another architecture for
+    good, and would predict with random weights.
+
+    Args:
+        network: what is to get the weights.
+        path: a checkpoint; where there is none, or no such file, nothing is looked at.
+
+    Raises:
+        ValueError: when the file is no checkpoint, or belongs to another architecture.
+    """
+    if path is not None and Path(path).is_file():
+        check_fit(path, load_checkpoint(path), {"model": network})
+    return network
 
 
 def load_trained(path: str | Path, network: nn.Module, *, task: str, classes: Sequence[str]) -> dict[str, Any]:

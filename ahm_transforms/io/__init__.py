@@ -6,6 +6,7 @@ from ahm_transforms.io.cases import Cases, load_cases
 from ahm_transforms.io.dicom_seg import SaveDicomSegd, write_dicom_seg
 from ahm_transforms.io.download import download_decathlon
 from ahm_transforms.io.find import find_cases, find_inputs
+from ahm_transforms.io.given import CaseFinder
 from ahm_transforms.io.labelled import load_classification_cases, load_segmentation_cases
 from ahm_transforms.io.labels import LoadLabeld
 from ahm_transforms.io.naming import NameByCased
@@ -19,6 +20,7 @@ from ahm_transforms.io.template import template_cases, template_path
 __all__ = [
     "BadCasesError",
     "Case",
+    "CaseFinder",
     "CaseReader",
     "Cases",
     "Found",

@@ -13,6 +13,7 @@ from typing import Any
 
 from ahm_transforms.io._types import PARTS, BadCasesError, Case, Found, Geometry, LeftOut, lines_by_reason
 from ahm_transforms.io.check import Checked, case_name, check_cases
+from ahm_transforms.io.datalist import Datalist
 from ahm_transforms.io.source import find_source
 from ahm_transforms.io.split import divide
 from ahm_transforms.io.template import template_cases
@@ -81,7 +82,7 @@ class Cases:
 def load_cases(
     dataset_dir: str | Path | None = None,
     *,
-    datalist: str | Path | None = None,
+    datalist: Datalist | None = None,
     spatial_dims: int = 3,
     val_fraction: float = 0.2,
     test_fraction: float = 0.0,
@@ -95,9 +96,10 @@ def load_cases(
 
     Args:
         dataset_dir: folder with NIfTI files, 2D pictures or DICOM series, in it or below it.
-        datalist: JSON file in Decathlon form to use instead of a search; paths in it are relative to ``dataset_dir``,
-            or else to itself. Its ``validation`` list is used as it is; without one the split is drawn. Its ``test``
-            list, like the template's test blocks, stays untouched, and no other test part is drawn.
+        datalist: JSON file in Decathlon form, or what it would hold, to use instead of a search; paths in it are
+            relative to ``dataset_dir``, or else to itself. Its ``validation`` list is used as it is; without one the
+            split is drawn. Its ``test`` list, like the template's test blocks, stays untouched, and no other test part
+            is drawn.
         spatial_dims: 2 or 3.
         val_fraction: share of the patients for validation.
         test_fraction: share of the patients to leave out. They are those that `load_segmentation_cases` tests on,

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read a list of cases from a JSON file in the form of the Medical Segmentation Decathlon."""
+"""Read lists of cases in the form of the Medical Segmentation Decathlon."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +15,47 @@ from ahm_transforms.io.json_file import read_json
 _PATIENT_KEYS = ("patient_id", "subject")
 _LABEL_KEYS = ("label", "mask")
 
+Datalist = str | Path | Mapping[str, Any]
+"""A JSON file, or what it would hold."""
+
 
 def read_datalist(
-    path: str | Path, *, dataset_dir: str | Path | None = None, patient_pattern: str | None = None
+    datalist: Datalist, *, dataset_dir: str | Path | None = None, patient_pattern: str | None = None
 ) -> Source:
     """Return the cases of all lists and which of them are listed for validation and test.
 
     An entry is a path, or a dictionary with ``image`` (a path, the sorted files of one DICOM series, or the folder that
     holds one) and, if known, ``patient_id`` or ``subject``, ``label`` and ``mask``, which are handed on as they are.
-    Paths are relative to ``dataset_dir``, or else to the JSON file. A ``test`` list without labels beside a
-    ``training`` list with labels, as in the Decathlon, is passed over: it can test nothing.
+    Paths are relative to ``dataset_dir``, or else to the JSON file, if it is one. A ``test`` list without labels beside
+    a ``training`` list with labels, as in the Decathlon, is passed over: it can test nothing.
 
     Raises:
         FileNotFoundError: the datalist does not exist.
         ValueError: it is no JSON, has no ``training`` list, or an entry names no image.
     """
-    path = Path(path)
-    content = _content(path)
-    source = Source(Found(), {}, Path(dataset_dir) if dataset_dir is not None else path.parent)
+    name, content = datalist_name(datalist), _content(datalist)
+    root = Path() if isinstance(datalist, Mapping) else Path(datalist).parent
+    source = Source(Found(), {}, Path(dataset_dir) if dataset_dir is not None else root)
     labelled = {part: any("label" in entry for entry in _dicts(content.get(part))) for part in PARTS}
     for part in PARTS:
         if part == "test" and labelled["training"] and not labelled["test"]:
             continue
         for index, entry in enumerate(content.get(part) or []):
-            _add(source, part, entry, f"{path}: {part}[{index}]", patient_pattern)
+            _add(source, part, entry, f"{name}: {part}[{index}]", patient_pattern)
     return source
 
 
-def _content(path: Path) -> dict[str, Any]:
-    content = read_json(path, "datalist")
-    if not isinstance(content, dict) or not isinstance(content.get("training"), list) or not content["training"]:
-        raise ValueError(f'datalist {path} needs a list "training" with at least one entry, as in the Decathlon.')
+def datalist_name(datalist: Datalist) -> str:
+    """Return how messages call it."""
+    return "the lists given" if isinstance(datalist, Mapping) else str(datalist)
+
+
+def _content(datalist: Datalist) -> Mapping[str, Any]:
+    content = datalist if isinstance(datalist, Mapping) else read_json(Path(datalist), "datalist")
+    if not isinstance(content, Mapping) or not isinstance(content.get("training"), list) or not content["training"]:
+        raise ValueError(
+            f'datalist {datalist_name(datalist)} needs a list "training" with at least one entry, as in the Decathlon.'
+        )
     return content
 
 

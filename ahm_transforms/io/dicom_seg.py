@@ -85,8 +85,10 @@ class SaveDicomSegd(MapTransform):
         segments: what classes 1, 2, ... are, as `read_segments` returns them.
         files_key: entry with the list of the scan's files.
         id_key: entry with the case's id.
+        allow_missing_keys: whether data without a case's id are passed over, as a server's are.
 
     Raises:
+        KeyError: on call, without a case's id or its files.
         ImportError, ValueError: on call, as `write_dicom_seg`.
     """
 
@@ -98,8 +100,9 @@ class SaveDicomSegd(MapTransform):
         *,
         files_key: str = "files",
         id_key: str = "case_id",
+        allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys)
+        super().__init__(keys, allow_missing_keys)
         if len(self.keys) != 1:
             raise ValueError(f"keys must name one entry, as there is one file per case, got {self.keys}.")
         self.output_dir = Path(output_dir)
@@ -109,6 +112,8 @@ class SaveDicomSegd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write, and return ``data`` as it is."""
+        if self.allow_missing_keys and self.id_key not in data:
+            return dict(data)
         files = data[self.files_key]
         if is_dicom(files[0]):
             case_id, pred = str(data[self.id_key]), data[self.keys[0]]

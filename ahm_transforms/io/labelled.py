@@ -12,6 +12,7 @@ from typing import Any
 from ahm_transforms.io._types import PARTS, Source
 from ahm_transforms.io.cases import Cases, check_dims, check_found
 from ahm_transforms.io.classes import add_classes, class_names
+from ahm_transforms.io.datalist import Datalist
 from ahm_transforms.io.label_check import check_class, check_label
 from ahm_transforms.io.labels import load_label, values_of_classes
 from ahm_transforms.io.pairs import add_files, hide_label_folders, move_without
@@ -27,7 +28,7 @@ def load_segmentation_cases(
     *,
     classes: Sequence[str],
     labels_dir: str | Path | None = None,
-    datalist: str | Path | None = None,
+    datalist: Datalist | None = None,
     label_values: Sequence[int] | None = None,
     spatial_dims: int = 3,
     val_fraction: float = 0.2,
@@ -51,9 +52,9 @@ def load_segmentation_cases(
         classes: names of the foreground classes.
         labels_dir: folder with the label maps, called as the images are; without it, a folder ``labels``,
             ``labelsTr``, ``masks`` or ``segmentations`` beside ``images`` or ``imagesTr``.
-        datalist: JSON file in Decathlon form to use instead of a search. Its ``validation`` and ``test`` lists are
-            used as they are; what is not listed is drawn from ``training``. An entry's ``label`` is a path, or a list
-            of paths with one map for each class; ``labels_dir`` serves those that have none.
+        datalist: JSON file in Decathlon form, or what it would hold, to use instead of a search. Its ``validation``
+            and ``test`` lists are used as they are; what is not listed is drawn from ``training``. An entry's ``label``
+            is a path, or a list of paths with one map for each class; ``labels_dir`` serves those that have none.
         label_values: the value of each class in the label maps, 1, 2, ... unless told otherwise.
         spatial_dims: 2 or 3.
         val_fraction: share of the patients for validation.
@@ -102,7 +103,7 @@ def load_classification_cases(
     dataset_dir: str | Path | None = None,
     *,
     classes: Sequence[str],
-    datalist: str | Path | None = None,
+    datalist: Datalist | None = None,
     class_pattern: str | None = None,
     labels_csv: str | Path | None = None,
     masks_dir: str | Path | None = None,
@@ -126,9 +127,9 @@ def load_classification_cases(
     Args:
         dataset_dir: folder with NIfTI files, 2D pictures or DICOM series, in it or below it.
         classes: names of the classes.
-        datalist: JSON file in Decathlon form to use instead of a search. Its ``validation`` and ``test`` lists are
-            used as they are; what is not listed is drawn from ``training``. An entry's ``label`` is the name or the
-            index of its class; ``mask`` is a path.
+        datalist: JSON file in Decathlon form, or what it would hold, to use instead of a search. Its ``validation``
+            and ``test`` lists are used as they are; what is not listed is drawn from ``training``. An entry's ``label``
+            is the name or the index of its class; ``mask`` is a path.
         class_pattern: regular expression that finds the class in a file's path relative to ``dataset_dir``: its first
             group, or else the whole match. Without it, a class's name in the path is enough, capital letters or not,
             if no letter stands beside it.
@@ -181,7 +182,7 @@ def load_classification_cases(
     )
 
 
-def _refuse_for_template(dataset_dir: str | Path | None, datalist: str | Path | None, **options: Any) -> None:
+def _refuse_for_template(dataset_dir: str | Path | None, datalist: Datalist | None, **options: Any) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given and dataset_dir is None and datalist is None:
         raise ValueError(f"{' and '.join(given)}: pass dataset_dir or datalist too; the default data need none.")

@@ -19,15 +19,21 @@ class NameByCased(MapTransform):
     Args:
         keys: entries with `MetaTensor` images.
         id_key: entry with the case's id.
+        allow_missing_keys: whether data without a case's id are passed over, as a server's are.
+
+    Raises:
+        KeyError: on call, without a case's id or an image.
     """
 
-    def __init__(self, keys: KeysCollection, id_key: str = "case_id") -> None:
-        super().__init__(keys)
+    def __init__(self, keys: KeysCollection, id_key: str = "case_id", *, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
         self.id_key = id_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of ``data`` whose images carry the new name."""
         result = dict(data)
+        if self.allow_missing_keys and self.id_key not in result:
+            return result
         for key in self.key_iterator(result):
             result[key] = result[key].clone()
             result[key].meta[ImageMetaKey.FILENAME_OR_OBJ] = str(result[self.id_key])

@@ -100,6 +100,8 @@ def load_image(image: Sequence[PathLike] | PathLike, *, reader: CaseReader | Non
     """
     reader = reader or CaseReader()
     name = str(ensure_tuple(image)[0])
+    if not name:
+        raise FileNotFoundError("expected the path of an image, got an empty one: is the id of the image right?")
     try:
         array, meta = reader.get_data(reader.read(image))
         values = torch.from_numpy(np.array(array, dtype=np.float32, order="K"))

@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 
 from ahm_transforms.io._types import PARTS, Found, Source
-from ahm_transforms.io.datalist import read_datalist
+from ahm_transforms.io.datalist import Datalist, datalist_name, read_datalist
 from ahm_transforms.io.find import find_cases
 from ahm_transforms.io.split import Split
 from ahm_transforms.io.template import template_path
@@ -19,7 +19,7 @@ LOGGER = logging.getLogger(__name__)
 
 def find_source(
     dataset_dir: str | Path | None,
-    datalist: str | Path | None,
+    datalist: Datalist | None,
     *,
     patient_pattern: str | None,
     template: Callable[[], Split],
@@ -36,10 +36,10 @@ def find_source(
     return Source(Found(split.training + split.validation + split.test), listed, template_path().parent)
 
 
-def _warn_of_shared_patients(source: Source, datalist: str | Path) -> None:
+def _warn_of_shared_patients(source: Source, datalist: Datalist) -> None:
     patients: dict[str, set[str]] = {part: set() for part in PARTS}
     for case in source.found.cases:
         patients[source.listed.get(case["case_id"], "training")].add(case["patient_id"])
     for one, other in combinations(PARTS, 2):
         if shared := patients[one] & patients[other]:
-            LOGGER.warning("%s: %d patient(s) are in both %s and %s.", datalist, len(shared), one, other)
+            LOGGER.warning("%s: %d patient(s) are in both %s and %s.", datalist_name(datalist), len(shared), one, other)

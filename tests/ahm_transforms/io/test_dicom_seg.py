@@ -246,6 +246,16 @@ def test_transform_writes_for_dicom_and_passes_over_the_rest(tmp_path: Path) -> 
         save({**data, "pred": torch.cat([pred, pred])})
 
 
+def test_transform_passes_over_data_without_an_id_where_that_is_asked_for(tmp_path: Path) -> None:
+    """But not over data that have one and lack their files: a segmentation would be lost unseen."""
+    data = {"pred": torch.zeros(1, 2, 2, 2)}
+    assert SaveDicomSegd("pred", tmp_path, [], allow_missing_keys=True)(data) == data
+    with pytest.raises(KeyError, match="files"):
+        SaveDicomSegd("pred", tmp_path, [], allow_missing_keys=True)({**data, "case_id": "c1"})
+    with pytest.raises(KeyError, match="files"):
+        SaveDicomSegd("pred", tmp_path, [])(data)
+
+
 def metadata(folder: Path, content: Any) -> Path:
     path = folder / "metadata.json"
     path.write_text(json.dumps(content))

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ahm_engines.reports import provenance
 from tests.bundles.ahm_classification.classifying import (
     CLASSES,
     LEARNING,
@@ -82,8 +84,10 @@ def test_training_from_scratch_leaves_checkpoints_and_a_record(pictures: Path, t
     assert (record["seed"], record["settings"]["task"], record["settings"]["classes"]) == (5, "classification", CLASSES)
     assert record["settings"]["architecture_args"] == network
     assert record["data"]["training_cases_by_class"] == {"rows": 3, "columns": 3}
-    assert content["provenance"] == record
+    assert content["provenance"] == provenance(record)
     assert json.loads((tmp_path / "costs.json").read_text())["steps"] == 6
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert "validation/macro_f1" in events.Tags()["scalars"] and events.Tags()["images"] == ["validation/prediction"]
 
 
 def test_pretrained_weights_arrive(pictures: Path, pretrained: Path, tmp_path: Path) -> None:

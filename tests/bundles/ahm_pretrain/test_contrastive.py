@@ -14,6 +14,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ahm_engines.reports import provenance
 from ahm_networks.nets import encoder_stages
 from tests.bundles.ahm_classification import classifying
 from tests.bundles.ahm_segmentation import segmenting
@@ -46,7 +47,7 @@ def test_run_leaves_checkpoints_record_and_curves(volumes: Path, tmp_path: Path,
     last, best = checkpoint(tmp_path / "models/last.pt"), checkpoint(tmp_path / "models/model.pt")
     for content in (last, best):
         assert content.keys() == OBJECTS
-        assert content["provenance"] == json.loads((tmp_path / "run_record.json").read_text())
+        assert content["provenance"] == provenance(json.loads((tmp_path / "run_record.json").read_text()))
     assert last["trainer"] == {"epoch": 2, "iteration": 10, "epoch_length": 5}
     assert best["best"]["name"] == "contrastive_loss" and math.isfinite(best["best"]["metric"])
     settings = last["provenance"]["settings"]
@@ -55,7 +56,7 @@ def test_run_leaves_checkpoints_record_and_curves(volumes: Path, tmp_path: Path,
     assert settings["backbone_args"] == TINY["backbone_args"]
     assert json.loads((tmp_path / "costs.json").read_text())["steps"] == 10
     scalars = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()["scalars"]
-    assert {"train/loss", "val/retrieval", "val/alignment", "val/contrastive_loss"} <= set(scalars)
+    assert {"train/loss", "validation/retrieval", "validation/alignment", "validation/contrastive_loss"} <= set(scalars)
 
 
 def test_pictures(tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_validation_is_the_same_in_every_epoch_and_run(volumes: Path, tmp_path: 
     batches = [next(iter(run.parser.get_parsed_content("validate#dataloader"))) for run in runs]
     assert torch.equal(batches[0]["image"], batches[1]["image"])
     assert torch.equal(batches[0]["view"], batches[1]["view"])
-    scores = EventAccumulator(str(tmp_path / "0/tensorboard")).Reload().Scalars("val/contrastive_loss")
+    scores = EventAccumulator(str(tmp_path / "0/tensorboard")).Reload().Scalars("validation/contrastive_loss")
     assert len(scores) == 2 and scores[0].value == scores[1].value
 
 
@@ -172,6 +173,6 @@ def test_it_learns_to_tell_crops_apart(tmp_path: Path) -> None:
     }
     pretrain(write_textures(tmp_path / "data"), tmp_path / "run", **options)
     events = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
-    retrieval, loss = (events.Scalars(f"val/{name}")[-1].value for name in ("retrieval", "contrastive_loss"))
+    retrieval, loss = (events.Scalars(f"validation/{name}")[-1].value for name in ("retrieval", "contrastive_loss"))
     assert retrieval > 4 / 31  # four times chance: 32 views of 16 crops
     assert loss < math.log(31) - 0.2

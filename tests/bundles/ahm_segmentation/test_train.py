@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ahm_engines.reports import provenance
 from ahm_networks.nets import backbone_network, encoder_stages
 from ahm_transforms.io import Cases
 from tests.bundles.ahm_segmentation.segmenting import (
@@ -75,12 +77,14 @@ def test_run_leaves_checkpoints_record_and_curves(volumes: Path, tmp_path: Path)
     assert last["trainer"] == {"epoch": 2, "iteration": 4, "epoch_length": 2}
     assert best["best"]["name"] == "dice" and 0 <= best["best"]["metric"] <= 1
     record = json.loads((tmp_path / "run_record.json").read_text())
-    assert last["provenance"] == best["provenance"] == record
+    assert last["provenance"] == best["provenance"] == provenance(record)
     assert record["seed"] == 5
     assert record["data"]["training_cases"] == 4 and record["data"]["test_cases_by_class"] == {"box": 1, "slab": 1}
     settings = record["settings"]
     assert (settings["task"], settings["classes"], settings["crop_size"]) == ("segmentation", CLASSES, 16)
-    assert list((tmp_path / "tensorboard").iterdir())
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert {"validation/dice", "validation/dice_box"} <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"] == ["validation/prediction", "validation/label"]
     costs = (tmp_path / "costs.json").read_text()
     assert json.loads(costs)["steps"] == 4
     train(volumes, tmp_path, max_epochs=2, seed=5, resume=True)  # has nothing left to do
