@@ -80,16 +80,24 @@ def test_the_bundle_in_the_app_trains_on_from_its_model_or_not_at_all(
     assert "Missing key(s) in state_dict" in message
 
 
-def test_the_first_training_starts_from_the_pretraining(data: Path, pretrained: Path, tmp_path: Path) -> None:
+def test_the_first_training_starts_from_the_pretraining_and_the_next_from_the_model(
+    data: Path, pretrained: Path, tmp_path: Path
+) -> None:
     bundle = add_bundle(tmp_path, SEGMENTATION, pretrained=pretrained, classes=["box", "slab"])
     assert names(bundle) == [*FILES, "pretrained"]
     settings = read(bundle, "train.json")
     assert (settings["crop_size"], settings["backbone_args"], settings["spacing_mm"]) == (16, TINY_UNET, 1.5)
     options = {"dataset_dir": str(data), "bundle_root": str(bundle), "max_epochs": 1, "min_epoch_length": 1}
     running.run_bundle("train.json", bundle=bundle, **options, learning_rate=0.0)
-    first, last = (checkpoint(path)["model"] for path in (pretrained, bundle / "models/last.pt"))
-    name = "model.0.conv.weight"
-    assert torch.equal(next(value for key, value in first.items() if key.endswith(name)), last[name])
+    name, model = "model.0.conv.weight", bundle / "models/model.pt"
+    first, content = checkpoint(pretrained)["model"], checkpoint(model)
+    (start,) = (value for key, value in first.items() if key.endswith(name))
+    assert torch.equal(content["model"][name], start)
+
+    content["model"][name] += 1
+    torch.save(content, model)
+    running.run_bundle("train.json", bundle=bundle, **options, learning_rate=0.0)
+    assert torch.equal(checkpoint(bundle / "models/last.pt")["model"][name], start + 1)
 
 
 def test_pretraining_takes_its_checkpoint_along(pretrained: Path, tmp_path: Path) -> None:
