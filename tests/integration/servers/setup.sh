@@ -37,7 +37,7 @@ if [ "$(cat "$folder/recipe" 2>/dev/null)" != "$recipe" ]; then
     "${pip[@]}" torch==2.13.0 'monai[fire,ignite,nibabel,tensorboard,tqdm,psutil,pillow,skimage]==1.6.1' \
         'numpy>=2' 'pydicom<3' 'pynetdicom<3' 'dicomweb-client[gcp]' SimpleITK bcrypt cachetools dcmqi einops \
         expiring_dict expiringdict fastapi filelock girder-client google-auth httpx itk-io jsonschema matplotlib \
-        numpymaxflow passlib pydantic pydantic-settings pyjwt pynrrd python-dotenv python-multipart pyyaml requests \
+        passlib pydantic pydantic-settings pyjwt pynrrd python-dotenv python-multipart pyyaml requests \
         requests-toolbelt rich schedule scikit-learn scipy setuptools shapely timeloop typer uvicorn watchdog
     "${pip[@]}" --no-deps --editable "$root"
     packages=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
