@@ -329,10 +329,15 @@ def test_a_study_of_another_version_stays_as_it_is(images: Path, tmp_path: Path,
     assert path.read_text() == old != text
 
 
+def run_until_interrupted(study: Study, folder: Path) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in what they run in the background
+    run(study, folder)
+
+
 def test_two_studies_at_a_time_keep_out_of_one_folder(images: Path, tmp_path: Path, fake: FakeRuns) -> None:
     study = study_of(images, {"arms": ["scratch"], "seeds": {"1.0": 2}})
     fake.lasting.add(Cell("finetune", "scratch", 1, 1.0))
-    process = FORK.Process(target=partial(run, study, tmp_path))
+    process = FORK.Process(target=partial(run_until_interrupted, study, tmp_path))
     process.start()
     try:
         assert wait_until(lambda: len(fake.begun()) == 2)
