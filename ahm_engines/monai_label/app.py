@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from ahm_engines.monai_label.understanding import ERROR, LeastUnderstood, Recons
 
 __all__ = ["LabelApp", "PretrainTask"]
 
+FAILED = 500  # HTTP status
+logger = logging.getLogger(__name__)
 MISSING = "MONAI Label is not installed in this environment: docs/monai_label.md says how ({})."
 
 
@@ -27,6 +30,7 @@ BundleInferTask: Any = _of_monai_label("tasks.infer.bundle", "BundleInferTask")
 BundleTrainTask: Any = _of_monai_label("tasks.train.bundle", "BundleTrainTask")
 First: Any = _of_monai_label("tasks.activelearning.first", "First")
 Random: Any = _of_monai_label("tasks.activelearning.random", "Random")
+HTTPException: Any = optional_import("fastapi", name="HTTPException", descriptor=MISSING)[0]
 
 
 class PretrainTask(BundleTrainTask):
@@ -40,7 +44,8 @@ class LabelApp(MONAILabelApp):
     """Bundles of this project behind MONAI Label's server.
 
     It differs from the stock app ``monaibundle`` in that weights must fit, a model appears as soon as it is trained,
-    ``ahm_pretrain`` trains on all images, and the scan least understood can be asked for.
+    ``ahm_pretrain`` trains on all images, the scan least understood can be asked for, and a prediction that fails is
+    answered with the reason.
 
     Args:
         app_dir: folder of the app, with bundles in its folder ``model``.
@@ -89,6 +94,18 @@ class LabelApp(MONAILabelApp):
         """Return the score that the strategy goes by."""
         return {ERROR: ReconstructionScoring(self._pretraining[0])} if self._pretraining else {}
 
+    def infer(self, request: Any, datastore: Any = None) -> Any:
+        """Predict.
+
+        Raises:
+            HTTPException: it failed; the answer says why.
+        """
+        try:
+            return super().infer(request, datastore)
+        except Exception as error:  # whatever a bundle raises
+            logger.exception("The prediction has failed.")
+            raise HTTPException(FAILED, detail=_reason(error)) from error
+
     def info(self) -> Any:
         """Return what the server offers, with models that were trained since."""
         if any((folder / MODEL).is_file() for name, folder in self.bundles.items() if name not in self._infers):
@@ -98,3 +115,10 @@ class LabelApp(MONAILabelApp):
     @property
     def _pretraining(self) -> list[Path]:
         return [folder for name, folder in self.bundles.items() if task_of(name) == PRETRAINING]
+
+
+def _reason(error: BaseException) -> str:
+    """Return what was raised first, below the transforms and tasks that passed it on."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(getattr(error, "msg", error))

@@ -106,6 +106,21 @@ def test_a_model_starts_from_the_pretraining_and_appears(site: tuple[MonaiLabel,
     np.testing.assert_array_equal(*(np.asarray(nib.load(image).dataobj) for image in (found, expected)))
 
 
+@pytest.mark.parametrize(
+    ("model", "image", "reason"),
+    [
+        ("ahm_segmentation", "scan9", "expected the path of an image, got an empty one: is the id of the image right?"),
+        ("liver_segmentation", "scan3", "There is no model 'liver_segmentation' available"),
+    ],
+)
+def test_a_prediction_that_fails_is_answered_with_the_reason(
+    site: tuple[MonaiLabel, Path], model: str, image: str, reason: str
+) -> None:
+    answer = site[0].infer(model, image)
+    assert answer.status_code == 500
+    assert reason in answer.json()["detail"]
+
+
 def test_the_datastore_is_left_as_labelled(site: tuple[MonaiLabel, Path]) -> None:
     """Pretraining, scoring and training write next to the models, and not among the scans."""
     server, studies = site
