@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 
+from ahm_engines.options import entries, names
 from ahm_engines.study import Progress, Study, preset_names, read_study, run_study
 from ahm_engines.study.cells import Cell
 from ahm_engines.study.results import Row
@@ -66,7 +66,7 @@ def study(
     Exit code 0: all cells have a result. 1: some failed. 3: stopped by --minutes before the end.
     """
     try:
-        given = _given(dataset_dir, labels_dir, datalist, classes, arms, fractions) | _parsed(changes or [])
+        given = _given(dataset_dir, labels_dir, datalist, classes, arms, fractions) | entries(changes or [])
         what = read_study(preset, size=size, ablation=ablation, config=config, data_dir=data_dir, changes=given)
         slots, threads = _resources(devices, workers)
         console.print(_describe(what), markup=False, highlight=False, soft_wrap=True)
@@ -132,7 +132,7 @@ def pacs(
             checkpoint=checkpoint,
             output_dir=output_dir,
             store=store,
-            changes=_parsed(changes or []),
+            changes=entries(changes or []),
             tell=_say,
         )
     except (ImportError, OSError, RuntimeError, ValueError) as error:
@@ -169,31 +169,12 @@ def _given(
     paths = {"dataset_dir": dataset_dir, "labels_dir": labels_dir, "datalist": datalist}
     given: dict[str, Any] = {f"data.{key}": str(path.absolute()) for key, path in paths.items() if path is not None}
     if classes:
-        given["data.classes"] = [name.strip() for name in classes.split(",")]
+        given["data.classes"] = names(classes)
     if arms:
-        given["arms"] = [name.strip() for name in arms.split(",")]
+        given["arms"] = names(arms)
     if fractions:
-        given["seeds"] = {key: _value(text) for key, text in map(_halves, fractions.split(","))}
+        given["seeds"] = entries(names(fractions))
     return given
-
-
-def _parsed(changes: list[str]) -> dict[str, Any]:
-    return {key: _value(text) for key, text in map(_halves, changes)}
-
-
-def _halves(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise ValueError(f"expected name=value, got {text!r}.")
-    return key.strip(), value.strip()
-
-
-def _value(text: str) -> Any:
-    """JSON, or else plain text."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _resources(devices: str | None, workers: int | None) -> tuple[list[str], int]:
@@ -223,8 +204,8 @@ def _tell(cell: Cell, row: Row) -> None:
     if row["status"] != "done":
         console.print(f"[red]failed[/] {cell}: {escape(row['error'])}", highlight=False, soft_wrap=True)
         return
-    names = ("random_psnr",) if cell.stage == "pretrain" else ("dice", "accuracy")
-    score = ", ".join(f"{name} {float(row[name]):.3f}" for name in names if row.get(name))
+    metrics = ("random_psnr",) if cell.stage == "pretrain" else ("dice", "accuracy")
+    score = ", ".join(f"{name} {float(row[name]):.3f}" for name in metrics if row.get(name))
     console.print(f"[green]done[/] {cell}: {score or 'no score'}, {float(row['seconds']):.0f} s", highlight=False)
 
 

@@ -99,3 +99,20 @@ def write_slice(path: Path, values: np.ndarray, **tags: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     file.save_as(path)
     return path
+
+
+def assert_same_marks(seg: Any, image: Any) -> int:
+    """A DICOM SEG of highdicom and a NIfTI file mark the same voxels; return how many.
+
+    DICOM counts to the left and back, NIfTI to the right and front.
+    """
+    volume = seg.get_volume(combine_segments=True)
+    to_nifti = np.linalg.inv(image.affine) @ np.diag([-1, -1, 1, 1]) @ volume.affine
+    index = np.argwhere(volume.array > 0)
+    places = index @ to_nifti[:3, :3].T + to_nifti[:3, 3]
+    nearest = places.round().astype(int)
+    assert np.abs(places - nearest).max() < 0.02
+    rebuilt = np.zeros(image.shape, np.uint8)
+    rebuilt[tuple(nearest.T)] = volume.array[tuple(index.T)]
+    np.testing.assert_array_equal(rebuilt, np.asarray(image.dataobj))
+    return len(index)

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from ahm_engines.monai_label.bundles import add_bundle
+from ahm_engines.options import entries, names
 
 FAILED = 1  # exit code
 console = Console()
@@ -26,32 +26,20 @@ def main(
     changes: Annotated[list[str] | None, typer.Option("--set", help="One more entry: max_epochs=20.")] = None,
 ) -> None:
     """Put a bundle into an app of MONAI Label, with weights, and with the settings and class names of these."""
-    names = None if classes is None else [each.strip() for each in classes.split(",")]
     try:
         target = add_bundle(
             app,
             bundle,
             checkpoint=checkpoint,
             pretrained=pretrained,
-            classes=names,
+            classes=None if classes is None else names(classes),
             name=name,
-            changes=dict(_entry(text) for text in changes or []),
+            changes=entries(changes or []),
         )
     except (OSError, ValueError, RuntimeError) as error:
         console.print(f"{type(error).__name__}: {error}", markup=False, highlight=False, soft_wrap=True, style="red")
         raise typer.Exit(FAILED) from None
     console.print(f"{target} is ready: monailabel start_server --app {app} --studies SCANS", soft_wrap=True)
-
-
-def _entry(text: str) -> tuple[str, Any]:
-    """Return name and value, which is JSON or else plain text."""
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"expected name=value, got {text!r}.")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
 
 
 if __name__ == "__main__":

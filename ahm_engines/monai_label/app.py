@@ -10,7 +10,7 @@ from typing import Any
 
 from monai.utils import optional_import
 
-from ahm_engines.monai_label.bundles import CLASSIFICATION, MODEL, PRETRAINING, find_bundles, task_of
+from ahm_engines.monai_label.bundles import CLASSIFICATION, MODEL, PRETRAINING, find_bundles, first_cause, task_of
 from ahm_engines.monai_label.understanding import ERROR, LeastUnderstood, ReconstructionScoring
 
 __all__ = ["LabelApp", "PretrainTask"]
@@ -104,7 +104,8 @@ class LabelApp(MONAILabelApp):
             return super().infer(request, datastore)
         except Exception as error:  # whatever a bundle raises
             logger.exception("The prediction has failed.")
-            raise HTTPException(FAILED, detail=_reason(error)) from error
+            reason = first_cause(error)
+            raise HTTPException(FAILED, detail=str(getattr(reason, "msg", reason))) from error
 
     def info(self) -> Any:
         """Return what the server offers, with models that were trained since."""
@@ -115,10 +116,3 @@ class LabelApp(MONAILabelApp):
     @property
     def _pretraining(self) -> list[Path]:
         return [folder for name, folder in self.bundles.items() if task_of(name) == PRETRAINING]
-
-
-def _reason(error: BaseException) -> str:
-    """Return what was raised first, below the transforms and tasks that passed it on."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(getattr(error, "msg", error))

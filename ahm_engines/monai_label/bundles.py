@@ -17,7 +17,7 @@ from ahm_engines.monai_label.understanding import CHECKPOINT
 from ahm_engines.trained import trained_settings
 from ahm_transforms.io.json_file import read_json
 
-__all__ = ["add_bundle", "find_bundles", "task_of"]
+__all__ = ["add_bundle", "find_bundles", "first_cause", "task_of"]
 
 SEGMENTATION, CLASSIFICATION, PRETRAINING = "segmentation", "classification", "pretraining"
 MODEL, PRETRAINED = "models/model.pt", "pretrained/model.pt"
@@ -248,7 +248,11 @@ def _check_weights(bundle: Path, checkpoint: str | Path) -> None:
     try:
         parser.get_parsed_content("checkpointloader")()
     except RuntimeError as error:  # MONAI wraps what its expressions raise
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise ValueError(str(cause)) from error
+        raise ValueError(str(first_cause(error))) from error
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """Return what was raised first, below the parsers, transforms and tasks that passed it on."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,17 @@ def finish(process: subprocess.Popen[str], *, timeout: float = 120) -> str:
     if process.returncode != 0:
         raise AssertionError(f"{process.args!r} ended with {process.returncode}:\n{text[-4000:]}")
     return text
+
+
+def wait_for(process: subprocess.Popen[str], last: Path, *, timeout: float = 120) -> None:
+    """Wait until a command has written its first checkpoint and goes on."""
+    until = time.monotonic() + timeout
+    while not last.is_file():
+        if process.poll() is not None or time.monotonic() > until:
+            process.kill()
+            raise AssertionError(f"no checkpoint was written:\n{process.communicate()[0][-2000:]}")
+        time.sleep(0.01)
+    time.sleep(0.2)
 
 
 def error_chain(error: BaseException) -> str:

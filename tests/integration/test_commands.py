@@ -4,13 +4,10 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.bundles.running import TINY, assert_same_state, checkpoint, command, finish, start, write_cases
+from tests.bundles.running import TINY, assert_same_state, checkpoint, command, finish, start, wait_for, write_cases
 
 
 def test_training_command_records_its_configuration(tmp_path: Path) -> None:
@@ -56,12 +53,6 @@ def test_run_killed_and_resumed_equals_one_never_stopped(tmp_path: Path) -> None
 def kill_within_an_epoch(options: dict[str, Any], last: Path) -> None:
     """Start the command and end it with SIGKILL soon after its first checkpoint."""
     process = start(command(options))
-    until = time.monotonic() + 90
-    while not last.is_file():
-        if process.poll() is not None or time.monotonic() > until:
-            process.kill()
-            pytest.fail(f"no checkpoint was written:\n{process.communicate()[0][-2000:]}")
-        time.sleep(0.01)
-    time.sleep(0.2)
+    wait_for(process, last)
     process.kill()
     process.communicate()

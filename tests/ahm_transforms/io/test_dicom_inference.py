@@ -30,7 +30,17 @@ from ahm_transforms.io.dicom_seg import SaveDicomSegd
 from ahm_transforms.io.find import find_inputs
 from ahm_transforms.io.segments import Code, Segment
 from ahm_transforms.recipes import deterministic
-from tests.fixtures_data import AXIAL, CORONAL, OBLIQUE, PATIENT_ID, PATIENT_NAME, real_data, write_nifti, write_series
+from tests.fixtures_data import (
+    AXIAL,
+    CORONAL,
+    OBLIQUE,
+    PATIENT_ID,
+    PATIENT_NAME,
+    assert_same_marks,
+    real_data,
+    write_nifti,
+    write_series,
+)
 
 WINDOW = (0.0, 501.0)  # write_series plants 0 to 499
 LEVELS = (250.5, 400.8)  # of classes 1 and 2, in the units of the window
@@ -91,18 +101,8 @@ def check_against_source(path: Path, source: Path, levels: tuple[float, float] =
 
 
 def check_against_nifti(path: Path, nifti: Path) -> None:
-    """Both files mark the same places in the patient: DICOM counts to the left and back, NIfTI right and front."""
-    image = nib.load(nifti)
-    volume = hd.seg.segread(path).get_volume(combine_segments=True)
-    to_nifti = np.linalg.inv(image.affine) @ np.diag([-1, -1, 1, 1]) @ volume.affine
-    index = np.argwhere(volume.array > 0)
-    places = index @ to_nifti[:3, :3].T + to_nifti[:3, 3]
-    nearest = places.round().astype(int)
-    assert np.abs(places - nearest).max() < 0.02
-    rebuilt = np.zeros(image.shape, np.uint8)
-    rebuilt[tuple(nearest.T)] = volume.array[tuple(index.T)]
-    np.testing.assert_array_equal(rebuilt, np.asarray(image.dataobj))
-    assert len(index) > 0
+    """Both files mark the same places in the patient."""
+    assert assert_same_marks(hd.seg.segread(path), nib.load(nifti)) > 0
 
 
 @pytest.mark.parametrize("orientation", [AXIAL, CORONAL, OBLIQUE], ids=["axial", "coronal", "oblique"])

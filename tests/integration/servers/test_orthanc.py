@@ -14,7 +14,6 @@ from typing import Any
 
 import highdicom as hd
 import nibabel as nib
-import numpy as np
 import pydicom
 import pytest
 from dicomweb_client import DICOMwebClient
@@ -22,7 +21,7 @@ from typer.testing import CliRunner
 
 from ahm_engines import cli
 from tests.bundles.running import SEGMENTATION
-from tests.fixtures_data import real_data, write_series
+from tests.fixtures_data import assert_same_marks, real_data, write_series
 from tests.fixtures_pacs import assert_marks, bright, find_bright
 from tests.integration.servers.orthanc_server import DROP_SEG, PASSWORD, READ_ONLY, USER, orthanc
 
@@ -83,24 +82,12 @@ def test_a_real_series(server: DICOMwebClient, tmp_path: Path) -> None:
     assert result.stdout.endswith(f"stored: series {stored.SeriesInstanceUID}, instance {stored.SOPInstanceUID}\n")
     seg = hd.seg.Segmentation.from_dataset(stored)
     (nifti,) = (tmp_path / "out").rglob("*_seg.nii.gz")
-    index, shape = marked_by_nifti(seg.get_volume(combine_segments=True), nib.load(nifti))
-    assert shape == (256, 256, 192) and len(index) > 100_000
+    image = nib.load(nifti)
+    count = assert_same_marks(seg, image)
+    assert image.shape == (256, 256, 192) and count > 100_000
     assert_marks(seg, bright(images), borderline=300)
-    print(f"{result.stdout}read back: {seg.NumberOfFrames} frames of {seg.Rows} x {seg.Columns}, {len(index)} voxels")
-    print(f"NIfTI {shape}, affine\n{nib.load(nifti).affine.round(3)}")
-
-
-def marked_by_nifti(volume: hd.Volume, image: Any) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Compare voxel for voxel: DICOM counts to the left and back, NIfTI to the right and front."""
-    to_nifti = np.linalg.inv(image.affine) @ np.diag([-1, -1, 1, 1]) @ volume.affine
-    index = np.argwhere(volume.array > 0)
-    places = index @ to_nifti[:3, :3].T + to_nifti[:3, 3]
-    nearest = places.round().astype(int)
-    assert np.abs(places - nearest).max() < 0.02
-    rebuilt = np.zeros(image.shape, np.uint8)
-    rebuilt[tuple(nearest.T)] = volume.array[tuple(index.T)]
-    np.testing.assert_array_equal(rebuilt, np.asarray(image.dataobj))
-    return index, image.shape
+    print(f"{result.stdout}read back: {seg.NumberOfFrames} frames of {seg.Rows} x {seg.Columns}, {count} voxels")
+    print(f"NIfTI {image.shape}, affine\n{image.affine.round(3)}")
 
 
 def test_a_study_that_is_not_there(server: DICOMwebClient, model: list[str]) -> None:
