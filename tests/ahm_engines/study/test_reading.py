@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from monai.bundle import ConfigParser
 
 from ahm_engines.study import Study, preset_names, read_study
 from ahm_engines.study import reading as module
+from tests.bundles.running import PRETRAIN
 
 NAMES = preset_names()
 DATA = {"data.dataset_dir": "/data", "data.classes": ["a", "b"]}
@@ -111,6 +114,19 @@ def test_null_and_false_are_values(tmp_path: Path) -> None:
     config = write(tmp_path, "c.json", {"arms": {"random": {"pretrain": {"patch_size": None, "amp": False}}}})
     arm = read_study(config=config, changes=DATA).arms["random"]
     assert arm.pretrain == {"masker": "uniform", "foreground_threshold": None, "patch_size": None, "amp": False}
+
+
+@pytest.mark.parametrize(("name", "last"), [("random_boxes", 1.0), ("boxes", 0.05)])
+def test_random_boxes_are_boxes_that_are_never_chosen(name: str, last: float) -> None:
+    """The bundle takes the arm's options, and the masker draws at random to the end of the training."""
+    parser = ConfigParser()
+    parser.read_config(PRETRAIN / "configs/train.json")
+    parser.update({**read(arms=[name]).arms[name].pretrain, "spatial_dims": 2, "patch_size": 4})
+    curriculum = parser.get_parsed_content("curriculum")
+    for progress, expected in ((0.0, 1.0), (1.0, last)):
+        curriculum.set_progress(progress)
+        found = curriculum.diagnostics(curriculum(torch.rand(1, 1, 32, 32)))["epsilon"]
+        assert found == pytest.approx(expected)
 
 
 def test_epochs_are_the_arms_own_or_those_of_all() -> None:
