@@ -117,30 +117,25 @@ class ActorCriticMasker(Masker):
 
     def forward(self, image: Tensor, *, mask_ratio: float | None = None, foreground: Tensor | None = None) -> Decision:
         """See :meth:`Masker.forward`."""
-        grid = self.check_image(image)
-        ratio = self.mask_ratio if mask_ratio is None else mask_ratio
-        allowed = self.allowed_cells(image, foreground)
+        scope = self.scope(image, mask_ratio, foreground)
         maps = {name: scores.flatten(1) for name, scores in self.scorer(image).items()}
-        logits = maps["policy"] / self.temperature
-        if allowed is not None:
-            logits = logits.masked_fill(~allowed.flatten(1), float("-inf"))
-        count = self.count(ratio, grid, allowed)
-        logits = self.policy.prepare(logits, ratio)
+        logits = self.policy.prepare(scope.confine(maps["policy"] / self.temperature), scope.ratio)
         fixed = logits.detach()
         if self.training:
-            draw = self.policy.act(fixed, self.uniform(*fixed.shape, device=image.device), ratio, count)
+            draw = self.policy.act(fixed, self.uniform(*fixed.shape, device=image.device), scope.ratio, scope.count)
         else:
-            draw = draw_in_order(fixed, torch.zeros_like(fixed), count, int(cell_count(ratio, fixed.shape[1])))
-        cells = draw.cells.view(-1, 1, *grid)
+            most = int(cell_count(scope.ratio, fixed.shape[1]))
+            draw = draw_in_order(fixed, torch.zeros_like(fixed), scope.count, most)
+        cells = draw.cells.view(-1, 1, *scope.grid)
         return ActorCriticDecision(
             mask=self.expand(cells, image),
             cells=cells,
-            allowed=allowed,
-            policy_map=self.policy.chance(fixed, count).view(-1, 1, *grid),
+            allowed=scope.allowed,
+            policy_map=self.policy.chance(fixed, scope.count).view(-1, 1, *scope.grid),
             logits=logits,
             value=maps["value"],
             draw=draw,
-            ratio=ratio,
+            ratio=scope.ratio,
         )
 
     def loss(self, steps: Sequence[Step]) -> Tensor:

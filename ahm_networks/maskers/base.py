@@ -19,7 +19,7 @@ from ahm_transforms.masking.functional import (
     patch_shape,
 )
 
-__all__ = ["Decision", "Masker", "Step"]
+__all__ = ["Decision", "Masker", "Scope", "Step"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,27 @@ class Decision:
     cells: Tensor
     allowed: Tensor | None = None
     policy_map: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a masker may hide in a batch, and how much of it.
+
+    Attributes:
+        grid: cells along each axis.
+        ratio: share of the allowed cells to hide.
+        allowed: ``[B, 1, *G]`` bool, cells that may be hidden; ``None`` = all.
+        count: cells to hide: a number where all are allowed, else ``[B]``.
+    """
+
+    grid: tuple[int, ...]
+    ratio: float
+    allowed: Tensor | None
+    count: int | Tensor
+
+    def confine(self, scores: Tensor) -> Tensor:
+        """Give cells that may not be hidden a score of minus infinity; scores are ``[B, cells]``."""
+        return scores if self.allowed is None else scores.masked_fill(~self.allowed.flatten(1), float("-inf"))
 
 
 SEED_STEP = 7919  # apart from each other: the seeds of a masker and of one inside it
@@ -122,6 +143,17 @@ class Masker(nn.Module, ABC):
         for number, generator in enumerate(self.generators()):
             generator.manual_seed(seed + number * SEED_STEP)
         return self
+
+    def scope(self, image: Tensor, mask_ratio: float | None, foreground: Tensor | None) -> Scope:
+        """Read the arguments of :meth:`forward`.
+
+        Raises:
+            ValueError: when the image or the ratio does not fit.
+        """
+        grid = self.check_image(image)
+        ratio = self.mask_ratio if mask_ratio is None else mask_ratio
+        allowed = self.allowed_cells(image, foreground)
+        return Scope(grid, ratio, allowed, self.count(ratio, grid, allowed))
 
     def check_image(self, image: Tensor) -> tuple[int, ...]:
         """Return the grid for ``image``.

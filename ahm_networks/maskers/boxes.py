@@ -158,29 +158,26 @@ class BoxMasker(Masker):
 
     def forward(self, image: Tensor, *, mask_ratio: float | None = None, foreground: Tensor | None = None) -> Decision:
         """See :meth:`Masker.forward`."""
-        grid = self.check_image(image)
-        ratio = self.mask_ratio if mask_ratio is None else mask_ratio
-        allowed = self.allowed_cells(image, foreground)
-        boxes = box_actions(self.sizes, grid, image.device)
-        everywhere = image.new_ones(len(image), torch.Size(grid).numel(), dtype=torch.bool)
-        free = everywhere if allowed is None else allowed.flatten(1)
-        budget = self.count(ratio, grid, allowed)
+        scope = self.scope(image, mask_ratio, foreground)
+        boxes = box_actions(self.sizes, scope.grid, image.device)
+        everywhere = image.new_ones(len(image), torch.Size(scope.grid).numel(), dtype=torch.bool)
+        free = everywhere if scope.allowed is None else scope.allowed.flatten(1)
         looked = self.scorer.look(image)
-        moves = self._play(image, looked, BoxEnvironment(boxes, free, budget, steps=self.n_steps, stop=self.stop))
+        moves = self._play(image, looked, BoxEnvironment(boxes, free, scope.count, steps=self.n_steps, stop=self.stop))
         state = BoxState(moves.hidden, moves.numbers, moves.error)
         scores, value = self.scorer(looked, state)  # again, but all steps at once: one gradient instead of one per step
-        cells = moves.new.any(1).view(-1, 1, *grid)
+        cells = moves.new.any(1).view(-1, 1, *scope.grid)
         return BoxDecision(
             mask=self.expand(cells, image),
             cells=cells,
-            allowed=allowed,
-            policy_map=boxes.policy_map(scores[:, 0].detach(), moves.valid[:, 0], free).view(-1, 1, *grid),
+            allowed=scope.allowed,
+            policy_map=boxes.policy_map(scores[:, 0].detach(), moves.valid[:, 0], free).view(-1, 1, *scope.grid),
             episode=Episode(image, state, moves.valid, moves.actions, moves.live),
             box_cells=moves.new,
             scores=self.learner.read(scores, value, moves.valid),
             value=value,
             predicted=self.scorer.single_cells(looked),
-            ratio=ratio,
+            ratio=scope.ratio,
         )
 
     def loss(self, steps: Sequence[Step]) -> Tensor:

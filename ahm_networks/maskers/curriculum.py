@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ahm_networks.maskers.base import SEED_STEP, Decision, Masker, Step
+from ahm_networks.rl.schedules import LinearSchedule
 from ahm_transforms.masking.functional import check_mask_ratio, choose_cells
 
 __all__ = ["CurriculumMasker"]
@@ -62,19 +63,16 @@ class CurriculumMasker(Masker):
         self.masker = masker
         self.num_samples = masker.num_samples
         self.in_channels = masker.in_channels
-        self.policy_share = policy_share
-        self.warm_up = warm_up
+        self.policy_share = LinearSchedule(*policy_share, start=warm_up)
         ratios = (masker.mask_ratio, masker.mask_ratio) if mask_ratio is None else mask_ratio
-        self.mask_ratios = tuple(check_mask_ratio(ratio) for ratio in ratios)
+        self.mask_ratios = LinearSchedule(*map(check_mask_ratio, ratios))
         self.set_progress(0.0)
 
     def set_progress(self, progress: float) -> None:
         """Set share and ratio for this point of the training."""
         self.masker.set_progress(progress)
-        ramp = max(0.0, (progress - self.warm_up) / (1.0 - self.warm_up))
-        first, last = self.policy_share
-        self.share = first + (last - first) * ramp if progress >= self.warm_up else 0.0
-        self.mask_ratio = self.mask_ratios[0] + (self.mask_ratios[1] - self.mask_ratios[0]) * progress
+        self.share = self.policy_share(progress) if progress >= self.policy_share.start else 0.0
+        self.mask_ratio = self.mask_ratios(progress)
 
     def forward(self, image: Tensor, *, mask_ratio: float | None = None, foreground: Tensor | None = None) -> Decision:
         """See :meth:`Masker.forward`."""

@@ -80,23 +80,18 @@ class LossPredictionMasker(Masker):
 
     def forward(self, image: Tensor, *, mask_ratio: float | None = None, foreground: Tensor | None = None) -> Decision:
         """See :meth:`Masker.forward`."""
-        grid = self.check_image(image)
-        ratio = self.mask_ratio if mask_ratio is None else mask_ratio
-        allowed = self.allowed_cells(image, foreground)
+        scope = self.scope(image, mask_ratio, foreground)
         predicted = self.scorer(image)["value"].flatten(1)
-        logits = predicted.detach() / self.temperature
-        if allowed is not None:
-            logits = logits.masked_fill(~allowed.flatten(1), float("-inf"))
+        logits = scope.confine(predicted.detach() / self.temperature)
         uniform = self.uniform(*logits.shape, device=image.device)
         noise = gumbel(uniform) if self.training else torch.zeros_like(uniform)
-        count = self.count(ratio, grid, allowed)
-        drawn = draw_in_order(logits, noise, count, int(cell_count(ratio, logits.shape[1])))
-        cells = drawn.cells.view(-1, 1, *grid)
+        drawn = draw_in_order(logits, noise, scope.count, int(cell_count(scope.ratio, logits.shape[1])))
+        cells = drawn.cells.view(-1, 1, *scope.grid)
         return LossPredictionDecision(
             mask=self.expand(cells, image),
             cells=cells,
-            allowed=allowed,
-            policy_map=inclusion_probability(logits, count).view(-1, 1, *grid),
+            allowed=scope.allowed,
+            policy_map=inclusion_probability(logits, scope.count).view(-1, 1, *scope.grid),
             predicted=predicted,
         )
 

@@ -105,17 +105,14 @@ class TeacherErrorMasker(Masker):
 
     def forward(self, image: Tensor, *, mask_ratio: float | None = None, foreground: Tensor | None = None) -> Decision:
         """See :meth:`Masker.forward`; at ratio 0 the teacher moves, but rebuilds nothing."""
-        grid = self.check_image(image)
-        ratio = self.mask_ratio if mask_ratio is None else mask_ratio
-        allowed = self.allowed_cells(image, foreground)
-        count = self.count(ratio, grid, allowed)
+        scope = self.scope(image, mask_ratio, foreground)
         if self.training:
             self.move_teacher()
-        scores = self._scores(image, grid)
-        judged, error = self._judge(image, self._parts(scores, allowed) if ratio > 0 else [], scores)
+        scores = self._scores(image, scope.grid)
+        judged, error = self._judge(image, self._parts(scores, scope.allowed) if scope.ratio > 0 else [], scores)
         rank = rank_reward(error.flatten(1), judged.flatten(1)).view_as(scores)
-        cells = choose_cells(torch.where(judged, rank, scores - 1.0), count, allowed=allowed)
-        return Decision(mask=self.expand(cells, image), cells=cells, allowed=allowed, policy_map=rank)
+        cells = choose_cells(torch.where(judged, rank, scores - 1.0), scope.count, allowed=scope.allowed)
+        return Decision(mask=self.expand(cells, image), cells=cells, allowed=scope.allowed, policy_map=rank)
 
     def diagnostics(self, decision: Decision) -> dict[str, Tensor]:
         """Share of its own weights that the teacher keeps at the next update."""

@@ -24,8 +24,7 @@ class UniformMasker(Masker):
 
     def forward(self, image: Tensor, *, mask_ratio: float | None = None, foreground: Tensor | None = None) -> Decision:
         """See :meth:`Masker.forward`."""
-        grid = self.check_image(image)
-        allowed = self.allowed_cells(image, foreground)
-        count = self.count(self.mask_ratio if mask_ratio is None else mask_ratio, grid, allowed)
-        cells = choose_cells(self.uniform(image.shape[0], 1, *grid, device=image.device), count, allowed=allowed)
-        return Decision(mask=self.expand(cells, image), cells=cells, allowed=allowed)
+        scope = self.scope(image, mask_ratio, foreground)
+        draws = self.uniform(image.shape[0], 1, *scope.grid, device=image.device)
+        cells = choose_cells(draws, scope.count, allowed=scope.allowed)
+        return Decision(mask=self.expand(cells, image), cells=cells, allowed=scope.allowed)

@@ -80,23 +80,18 @@ class VisibleSamplingMasker(Masker):
 
     def forward(self, image: Tensor, *, mask_ratio: float | None = None, foreground: Tensor | None = None) -> Decision:
         """See :meth:`Masker.forward`."""
-        grid = self.check_image(image)
-        ratio = self.mask_ratio if mask_ratio is None else mask_ratio
-        allowed = self.allowed_cells(image, foreground)
-        logits = self.scorer(image)["visible"].flatten(1)
-        if allowed is not None:
-            logits = logits.masked_fill(~allowed.flatten(1), float("-inf"))
-        count = self.count(ratio, grid, allowed)
+        scope = self.scope(image, mask_ratio, foreground)
+        logits = scope.confine(self.scorer(image)["visible"].flatten(1))
         fixed = logits.detach()
         noise = gumbel(self.uniform(*fixed.shape, device=image.device))
         scores = fixed + noise if self.training else fixed
         # The highest scores are a draw without replacement of what is shown: the lowest ones are hidden.
-        cells = choose_cells(-scores.view(-1, 1, *grid), count, allowed=allowed)
+        cells = choose_cells(-scores.view(-1, 1, *scope.grid), scope.count, allowed=scope.allowed)
         return VisibleSamplingDecision(
             mask=self.expand(cells, image),
             cells=cells,
-            allowed=allowed,
-            policy_map=_chance_to_be_hidden(fixed, count).view(-1, 1, *grid),
+            allowed=scope.allowed,
+            policy_map=_chance_to_be_hidden(fixed, scope.count).view(-1, 1, *scope.grid),
             logits=logits,
         )
 
