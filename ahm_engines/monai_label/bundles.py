@@ -12,6 +12,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 from monai.utils import ensure_tuple_rep
 
+from ahm_engines import options
 from ahm_engines.files import write_json
 from ahm_engines.monai_label.understanding import CHECKPOINT
 from ahm_engines.trained import trained_settings
@@ -117,7 +118,7 @@ def find_bundles(folder: Path, names: str | None = None) -> dict[str, Path]:
         FileNotFoundError: one of them is not there, or there is none.
     """
     there = sorted(path.parents[1].name for path in folder.glob("[!.]*/configs/metadata.json"))
-    wanted = [name.strip() for name in names.split(",")] if names else there
+    wanted = options.names(names) if names else there
     absent = [name for name in wanted if name not in there]
     if absent or not wanted:
         what = f"no bundle {', '.join(absent)}" if absent else "no bundle"
