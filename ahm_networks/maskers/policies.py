@@ -176,5 +176,5 @@ class BernoulliPolicy(Policy):
 
 def _expected_value(decision: ActorCriticDecision) -> Tensor:
     """Value of the set that the policy is expected to draw, ``[B]``: a function of the image alone."""
-    chance = rl.inclusion_probability(decision.logits.detach(), decision.draw.drawn.sum(1).clamp_min(1))
-    return (chance * decision.value.detach()).sum(1) / chance.sum(1)
+    chance = rl.inclusion_probability(decision.logits.detach(), decision.draw.drawn.sum(1))
+    return (chance * decision.value.detach()).sum(1) / chance.sum(1).clamp_min(1.0)

@@ -32,6 +32,7 @@ __all__ = [
 
 EPS = 1e-6
 ENTROPY_FLOOR_WEIGHT = 2.0
+LEAST_LOG_RATE = -20.0
 FORBIDDEN = -1e30  # stands for -inf where a gradient passes: exp of it is 0, and its differences stay finite
 
 
@@ -82,10 +83,37 @@ def plackett_luce_log_prob(logits: Tensor, order: Tensor, drawn: Tensor | None =
     return steps if drawn is None else torch.where(drawn, steps, 0.0)
 
 
-def inclusion_probability(logits: Tensor, k: Tensor | float) -> Tensor:
-    """Cheap estimate of each cell's chance to be among ``k`` draws: ``min(1, k softmax(s))``, ``[B, N]``."""
-    k = k.unsqueeze(1) if isinstance(k, Tensor) else k
-    return (k * logits.softmax(1)).clamp_max(1.0)
+@torch.no_grad()
+def inclusion_probability(logits: Tensor, k: Tensor | float, *, steps: int = 8) -> Tensor:
+    r"""Each cell's chance to be among ``k`` draws without replacement: ``[B, N]``, without gradient.
+
+    A Plackett-Luce draw is a race of exponential clocks with rates :math:`e^{s_i}`; the first ``k`` to ring are drawn.
+    Of many clocks the ``k``-th rings at nearly the same time :math:`T` in every race, so
+
+    .. math:: q_i = 1 - \exp(-T e^{s_i}), \qquad \sum_i q_i = k.
+
+    The sum is concave in :math:`T`, so Newton's method from :math:`k / \sum_i e^{s_i}` on comes closer with every step
+    and never passes the solution.
+
+    Args:
+        logits: ``[B, N]``, ``-inf`` where forbidden.
+        k: number of draws, at most the allowed cells; one number or ``[B]``.
+        steps: of Newton's method.
+
+    Example:
+        >>> inclusion_probability(torch.tensor([[1.0, 1.0, 1.0, float("-inf")]]), 1.5).tolist()
+        [[0.5, 0.5, 0.5, 0.0]]
+    """
+    allowed = torch.isfinite(logits)
+    safe = logits.clamp_min(FORBIDDEN)
+    rates = (safe - safe.amax(1, keepdim=True)).clamp_min(LEAST_LOG_RATE).exp() * allowed
+    count = torch.as_tensor(k, dtype=rates.dtype, device=rates.device).reshape(-1, 1)
+    time = count / rates.sum(1, keepdim=True).clamp_min(EPS)
+    for _ in range(steps):
+        running = (-time * rates).exp()
+        rung = ((1.0 - running) * allowed).sum(1, keepdim=True)
+        time += (count - rung).clamp_min(0.0) / (rates * running).sum(1, keepdim=True).clamp_min(EPS**2)
+    return torch.where(count < allowed.sum(1, keepdim=True), -torch.expm1(-time * rates), allowed.to(rates.dtype))
 
 
 def categorical_entropy(logits: Tensor, allowed: Tensor | None = None) -> Tensor:

@@ -219,11 +219,32 @@ class TestCategorical:
     def test_entropy_of_a_single_cell(self) -> None:
         assert rl.categorical_entropy(torch.tensor([[3.0]])).tolist() == [0.0]
 
-    def test_inclusion_probability_by_hand(self) -> None:
-        logits = torch.tensor([[1.0, 1.0, 2.0], [1.0, 1.0, 6.0]]).log()
-        half = rl.inclusion_probability(logits, 2)
-        torch.testing.assert_close(half, torch.tensor([[0.5, 0.5, 1.0], [0.25, 0.25, 1.0]]))
-        torch.testing.assert_close(rl.inclusion_probability(logits, torch.tensor([2, 2])), half)
+    @pytest.mark.parametrize(("cells", "k"), [(16, 4), (64, 38), (64, 60), (512, 100)])
+    def test_inclusion_probability_is_how_often_a_cell_is_drawn(self, cells: int, k: int) -> None:
+        generator = torch.Generator().manual_seed(cells + k)
+        logits = torch.randn(1, cells, generator=generator)
+        noise = rl.gumbel(torch.rand(8000, cells, generator=generator))
+        order = rl.gumbel_top_k(logits, noise, k)
+        drawn = torch.zeros_like(noise).scatter(1, order, 1.0).mean(0)
+        estimate = rl.inclusion_probability(logits, k)[0]
+        torch.testing.assert_close(estimate, drawn, atol=0.03, rtol=0)
+        assert estimate.sum().item() == pytest.approx(k, rel=1e-3)
+
+    def test_inclusion_probability_with_forbidden_cells_and_a_number_of_draws_for_each_image(self) -> None:
+        logits = torch.randn(3, 20, generator=torch.Generator().manual_seed(0))
+        logits[:, ::2] = -INF
+        chance = rl.inclusion_probability(logits, torch.tensor([0, 4, 10]))
+        assert (chance[:, ::2] == 0).all()
+        torch.testing.assert_close(chance.sum(1), torch.tensor([0.0, 4.0, 10.0]), atol=2e-3, rtol=0)
+        assert chance[1, 1::2].max() < 1.0
+
+    @pytest.mark.parametrize("spread", [0.0, 1.0, 3.0, 100.0])
+    @pytest.mark.parametrize("k", [1, 30, 60, 64])
+    def test_inclusion_probabilities_add_up_to_the_draws(self, spread: float, k: int) -> None:
+        logits = torch.randn(4, 64, generator=torch.Generator().manual_seed(0)) * spread
+        chance = rl.inclusion_probability(logits, k)
+        assert chance.min() >= 0.0 and chance.max() <= 1.0
+        torch.testing.assert_close(chance.sum(1), torch.full((4,), float(k)), atol=0.05, rtol=0.01)
 
 
 class TestCentredLogits:
