@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from ahm_engines.study.comparisons import Comparison
 from ahm_engines.study.finished import FINETUNE, PRETRAIN, Finished
 from ahm_engines.study.quantities import quantity
-from ahm_engines.study.statistics import ENOUGH_SEEDS, FEWEST_SEEDS, Verdict
+from ahm_engines.study.statistics import ALPHA, ENOUGH_SEEDS, FEWEST_SEEDS, Verdict
 
 __all__ = [
     *("caveats", "count", "equal_times", "finding", "findings", "left_out", "name_fraction", "patients"),
@@ -71,12 +71,11 @@ def caveats(comparisons: Sequence[Comparison]) -> list[str]:
     """Say how far the intervals can be trusted, and how many were made."""
     made = sum(comparison.verdict is not Verdict.NO_INTERVAL for comparison in comparisons)
     return [
-        f"Shown means: at least {ENOUGH_SEEDS} paired seeds, and a 95 % interval that excludes zero. With fewer seeds "
-        "such an interval is no more than a hint: three seeds have the same sign one time in four where nothing "
-        "differs.",
+        f"Shown means: at least {ENOUGH_SEEDS} paired seeds, a 95 % interval that excludes zero, and p < {ALPHA} in a "
+        "paired t-test. An interval that excludes zero without these is a hint and no more: three seeds have the same "
+        "sign one time in four where nothing differs.",
         "A bootstrap over few seeds is too narrow: where differences are normal, its 95 % interval holds the truth "
-        "about 76 % of the time with 3 seeds, 84 % with 5 and 92 % with 10. So what is shown with 5 seeds would be "
-        "shown about one time in six where nothing differs.",
+        "about 76 % of the time with 3 seeds, 84 % with 5 and 92 % with 10. Hence the t-test.",
         f"{count(made, 'interval')} were computed and none is corrected for it: even if every one were as good as it "
         f"says, about {0.05 * made:.1f} of them would exclude zero by chance alone. "
         "Choosing the best arm after looking makes it worse.",

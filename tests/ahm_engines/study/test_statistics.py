@@ -59,16 +59,29 @@ def test_differences_that_are_no_numbers_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "count", "verdict"),
+    ("low", "high", "count", "p_value", "verdict"),
     [
-        *[(0.1, 0.3, 5, Verdict.SHOWN), (-0.3, -0.1, 5, Verdict.SHOWN), (0.1, 0.3, 4, Verdict.HINT)],
-        *[(-0.1, 0.3, 50, Verdict.NOT_SHOWN), (0.0, 0.3, 50, Verdict.NOT_SHOWN), (-0.3, 0.0, 5, Verdict.NOT_SHOWN)],
+        *[(0.1, 0.3, 5, 0.01, Verdict.SHOWN), (-0.3, -0.1, 5, 0.01, Verdict.SHOWN), (0.1, 0.3, 4, 0.01, Verdict.HINT)],
+        *[(0.1, 0.3, 5, 0.06, Verdict.HINT), (-0.3, -0.1, 50, 0.05, Verdict.HINT)],
+        *[(-0.1, 0.3, 50, 0.01, Verdict.NOT_SHOWN), (0.0, 0.3, 50, 0.01, Verdict.NOT_SHOWN)],
+        (-0.3, 0.0, 5, 0.01, Verdict.NOT_SHOWN),
     ],
 )
-def test_shown_takes_five_seeds_and_an_interval_on_one_side_of_zero(
-    low: float, high: float, count: int, verdict: Verdict
+def test_shown_takes_five_seeds_an_interval_on_one_side_of_zero_and_the_t_test(
+    low: float, high: float, count: int, p_value: float, verdict: Verdict
 ) -> None:
-    assert judge(Interval((low + high) / 2, low, high, count)) is verdict
+    assert judge(Interval((low + high) / 2, low, high, count, p_value)) is verdict
+
+
+def test_the_p_value_is_the_one_of_the_textbook() -> None:
+    """Mean 1.8, deviation sqrt(0.7), five differences: t = 4.81 with 4 degrees of freedom."""
+    assert paired_bootstrap([1.0, 2.0, 3.0, 2.0, 1.0]).p_value == pytest.approx(0.0086, abs=5e-5)
+
+
+def test_five_seeds_show_something_one_time_in_twenty_at_most_where_nothing_differs() -> None:
+    differences = np.random.default_rng(0).normal(size=(400, 5))
+    shown = [judge(paired_bootstrap(row.tolist(), resamples=500)) is Verdict.SHOWN for row in differences]
+    assert 0.01 < np.mean(shown) < 0.08
 
 
 def test_mean_and_standard_deviation_by_hand() -> None:
