@@ -107,7 +107,7 @@ def inclusion_probability(logits: Tensor, k: Tensor | float, *, steps: int = 8) 
     allowed = torch.isfinite(logits)
     safe = logits.clamp_min(FORBIDDEN)
     rates = (safe - safe.amax(1, keepdim=True)).clamp_min(LEAST_LOG_RATE).exp() * allowed
-    count = torch.as_tensor(k, dtype=rates.dtype, device=rates.device).reshape(-1, 1)
+    count = (k if isinstance(k, Tensor) else rates.new_full((1,), k)).to(rates.dtype).unsqueeze(1)
     time = count / rates.sum(1, keepdim=True).clamp_min(EPS)
     for _ in range(steps):
         running = (-time * rates).exp()
@@ -203,7 +203,8 @@ def centred_logits(logits: Tensor, mean_probability: Tensor | float) -> Tensor:
     """
     allowed = torch.isfinite(logits)
     safe = torch.where(allowed, logits, 0.0)
-    target = torch.as_tensor(mean_probability, dtype=safe.dtype, device=safe.device).clamp(1e-4, 1 - 1e-4)
+    target = mean_probability if isinstance(mean_probability, Tensor) else safe.new_full((), mean_probability)
+    target = target.to(safe.dtype).clamp(1e-4, 1 - 1e-4)
     shift = _bisected_shift(safe.detach(), allowed, target)
     p = (safe + shift).sigmoid()
     slope = masked_mean(p * (1 - p), allowed).clamp_min(1e-4).detach()
