@@ -219,6 +219,13 @@ class TestCategorical:
     def test_entropy_of_a_single_cell(self) -> None:
         assert rl.categorical_entropy(torch.tensor([[3.0]])).tolist() == [0.0]
 
+    def test_inclusion_probability_by_hand(self) -> None:
+        """Rates 1 and 2: with x = exp(-T) half, the chances 1 - x and 1 - x^2 add up to 1.25."""
+        logits = torch.tensor([[1.0, 2.0], [3.0, 6.0]]).log()
+        chance = rl.inclusion_probability(logits, 1.25)
+        torch.testing.assert_close(chance, torch.tensor([[0.5, 0.75], [0.5, 0.75]]))
+        torch.testing.assert_close(rl.inclusion_probability(logits, torch.tensor([1.25, 1.25])), chance)
+
     @pytest.mark.parametrize(("cells", "k"), [(16, 4), (64, 38), (64, 60), (512, 100)])
     def test_inclusion_probability_is_how_often_a_cell_is_drawn(self, cells: int, k: int) -> None:
         generator = torch.Generator().manual_seed(cells + k)
