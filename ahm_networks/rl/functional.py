@@ -36,6 +36,11 @@ LEAST_LOG_RATE = -20.0
 FORBIDDEN = -1e30  # stands for -inf where a gradient passes: exp of it is 0, and its differences stay finite
 
 
+def _beside(values: Tensor, number: Tensor | float) -> Tensor:
+    """A number or ``[B]`` as a tensor of the same type and device as ``values``, without waiting for the device."""
+    return number.to(values.dtype) if isinstance(number, Tensor) else values.new_full((), number)
+
+
 def masked_mean(values: Tensor, where: Tensor, dim: int = -1) -> Tensor:
     """Mean of ``values`` over the places that ``where`` marks; 0 where it marks none."""
     weight = where.to(values.dtype)
@@ -107,7 +112,7 @@ def inclusion_probability(logits: Tensor, k: Tensor | float, *, steps: int = 8) 
     allowed = torch.isfinite(logits)
     safe = logits.clamp_min(FORBIDDEN)
     rates = (safe - safe.amax(1, keepdim=True)).clamp_min(LEAST_LOG_RATE).exp() * allowed
-    count = (k if isinstance(k, Tensor) else rates.new_full((1,), k)).to(rates.dtype).unsqueeze(1)
+    count = _beside(logits, k).reshape(-1, 1)
     time = count / rates.sum(1, keepdim=True).clamp_min(EPS)
     for _ in range(steps):
         running = (-time * rates).exp()
@@ -203,8 +208,7 @@ def centred_logits(logits: Tensor, mean_probability: Tensor | float) -> Tensor:
     """
     allowed = torch.isfinite(logits)
     safe = torch.where(allowed, logits, 0.0)
-    target = mean_probability if isinstance(mean_probability, Tensor) else safe.new_full((), mean_probability)
-    target = target.to(safe.dtype).clamp(1e-4, 1 - 1e-4)
+    target = _beside(logits, mean_probability).clamp(1e-4, 1 - 1e-4)
     shift = _bisected_shift(safe.detach(), allowed, target)
     p = (safe + shift).sigmoid()
     slope = masked_mean(p * (1 - p), allowed).clamp_min(1e-4).detach()
