@@ -24,12 +24,14 @@ class ActorCriticDecision(Decision):
     """What the policy needs to learn from the outcome.
 
     Attributes:
+        policy_map: ``[B, 1, *G]``, each cell's chance to be hidden by the policy.
         logits: ``[B, N]`` policy logits with their gradient, ``-inf`` where forbidden.
         value: ``[B, N]`` value map with its gradient: the scaled reward expected of a cell.
         draw: the cells that the policy itself chose to hide.
         ratio: share of the cells that the policy was asked for; 0 while masks are random.
     """
 
+    policy_map: Tensor
     logits: Tensor
     value: Tensor
     draw: Draw
@@ -176,5 +178,5 @@ class BernoulliPolicy(Policy):
 
 def _expected_value(decision: ActorCriticDecision) -> Tensor:
     """Value of the set that the policy is expected to draw, ``[B]``: a function of the image alone."""
-    chance = rl.inclusion_probability(decision.logits.detach(), decision.draw.drawn.sum(1))
+    chance = decision.policy_map.flatten(1)
     return (chance * decision.value.detach()).sum(1) / chance.sum(1).clamp_min(1.0)

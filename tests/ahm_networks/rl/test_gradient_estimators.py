@@ -80,7 +80,10 @@ def cosines(make_loss: Callable[[int], Loss], context: bool) -> Tensor:
 
 def decide(logits: Tensor, value: Tensor, draw: Draw) -> ActorCriticDecision:
     cells = draw.cells.view(len(logits), 1, 1, -1)
-    return ActorCriticDecision(mask=cells, cells=cells, logits=logits, value=value, draw=draw, ratio=0.5)
+    chance = rl.inclusion_probability(logits, draw.drawn.sum(1)).view(cells.shape)
+    return ActorCriticDecision(
+        mask=cells, cells=cells, policy_map=chance, logits=logits, value=value, draw=draw, ratio=0.5
+    )
 
 
 def ordered_draw(orders: Tensor, cells: int) -> Draw:
