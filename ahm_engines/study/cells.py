@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ import ahm_engines
 from ahm_engines.study.settings import COMMON, Arm, Study
 from ahm_engines.study.splits import Splits
 
-__all__ = ["Cell", "Job", "bundles_folder", "finetuning_cells", "make_job", "pretraining_cells"]
+__all__ = ["Cell", "Job", "bundles_folder", "check_options", "finetuning_cells", "make_job", "pretraining_cells"]
 
 BEST, OPTIONS = "model.pt", "options.json"
 FINETUNING = {"segmentation": "ahm_segmentation", "classification": "ahm_classification"}
@@ -125,8 +127,27 @@ def make_job(
         paths["pretrained"] = str(folder / Cell("pretrain", cell.arm, cell.seed).folder / "models" / BEST)
     overlays = tuple(arm.overlays) if pretraining else ()
     config_hash = _hash([cell.stage, options, overlays, _patients(datalist), before])
-    bundle = bundles / ("ahm_pretrain" if pretraining else FINETUNING[study.task])
+    bundle = _bundle(cell.stage, study, bundles)
     return Job(cell, folder / cell.folder, options | paths, bundle, overlays, config_hash)
+
+
+def check_options(study: Study, bundles: Path) -> None:
+    """Refuse options that a bundle does not have: its run would ignore them.
+
+    Args:
+        study: its settings.
+        bundles: folder of the bundles.
+
+    Raises:
+        ValueError: for such an option, of the study or of an arm.
+    """
+    for stage in ("pretrain", "finetune"):
+        bundle = _bundle(stage, study, bundles)
+        known = _entries(bundle, ["train.json"])
+        _expect_entries(stage, getattr(study, stage), known, bundle)
+        for name, arm in study.arms.items():
+            more = _entries(bundle, arm.overlays) if stage == "pretrain" else set()
+            _expect_entries(f"arms.{name}.{stage}", getattr(arm, stage) or {}, known | more, bundle)
 
 
 def bundles_folder(folder: str | Path | None = None) -> Path:
@@ -143,6 +164,23 @@ def bundles_folder(folder: str | Path | None = None) -> Path:
         f"no bundles in {', '.join(str(place) for place in places)}: run from the project's folder, or pass "
         "--bundles_dir."
     )
+
+
+def _bundle(stage: str, study: Study, bundles: Path) -> Path:
+    return bundles / ("ahm_pretrain" if stage == "pretrain" else FINETUNING[study.task])
+
+
+def _entries(bundle: Path, files: Sequence[str]) -> set[str]:
+    return {key for name in files for key in json.loads((bundle / "configs" / name).read_text(encoding="utf-8"))}
+
+
+def _expect_entries(where: str, options: Mapping[str, Any], known: set[str], bundle: Path) -> None:
+    for name in options:
+        first = re.split("#|::", name)[0]
+        if first not in known:
+            close = difflib.get_close_matches(first, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else "."
+            raise ValueError(f"{where}: {bundle.name} has no option {first!r}{hint}")
 
 
 def _finetuning(study: Study, arm: Arm) -> dict[str, Any]:

@@ -17,6 +17,7 @@ __all__ = ["preset_names", "read_study"]
 SIZES = ("small", "full")
 PRESETS = files("ahm_engines.study") / "presets"
 BASE, ARMS = "base", "arms"
+ON_PRESETS = "presets"  # entry of an ablation: what differs on one preset
 WHOLE = ("arms", "seeds", "backbone_args", "architecture_args", "decoder_args")  # replaced, not merged
 
 
@@ -53,8 +54,14 @@ def read_study(
     """
     expect_choice("size", size, SIZES)
     layers = [_load(BASE)]
-    layers += [_shipped(name, kind) for name, kind in ((preset, "preset"), (ablation, "ablation")) if name]
-    layers += [_read(Path(config))] if config else []
+    if preset:
+        layers.append(_shipped(preset, "preset"))
+    if ablation:
+        asked = _shipped(ablation, "ablation")
+        here = asked.pop(ON_PRESETS, {}).get(preset, {})
+        layers += [asked, here]
+    if config:
+        layers.append(_read(Path(config)))
     content: dict[str, Any] = {}
     for layer in layers:
         content = _merged(content, _sized(layer, size))

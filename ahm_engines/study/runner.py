@@ -17,7 +17,15 @@ from statistics import median
 from typing import Any
 
 from ahm_engines.files import writable_folder, write_json
-from ahm_engines.study.cells import Cell, Job, bundles_folder, finetuning_cells, make_job, pretraining_cells
+from ahm_engines.study.cells import (
+    Cell,
+    Job,
+    bundles_folder,
+    check_options,
+    finetuning_cells,
+    make_job,
+    pretraining_cells,
+)
 from ahm_engines.study.folder import alone_in, check_same_study, make_room, remove_models
 from ahm_engines.study.process import read_outcome, run_job
 from ahm_engines.study.results import CURVE_COLUMNS, Results, Row, append_row
@@ -123,6 +131,7 @@ class StudyRun:
         self.listener = listener
         self.progress = Progress()
         self.results = Results(folder / "results.csv", study.metrics)
+        check_options(study, bundles)
         check_same_study(folder / "study.json", study)
         self.study = with_slices(study, folder)
         self.splits: Splits = make_splits(self.study, folder / "splits")

@@ -104,6 +104,14 @@ def test_every_gpu_has_as_many_cells_as_workers(
     assert called["devices"] == devices and called["threads"] >= 1
 
 
+def test_cells_have_the_threads_that_the_environment_names(
+    called: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert ahm("study", "--dataset_dir", tmp_path, *DATA, "--workers", "1").exit_code == 0
+    assert called["threads"] == 7
+
+
 @pytest.mark.parametrize(
     ("progress", "code", "text"),
     [

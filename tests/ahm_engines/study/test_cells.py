@@ -4,13 +4,26 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from monai.bundle import ConfigParser
 
-from ahm_engines.study.cells import Cell, Job, bundles_folder, finetuning_cells, make_job, pretraining_cells
+from ahm_engines.study import Study, preset_names, read_study
+from ahm_engines.study.cells import (
+    Cell,
+    Job,
+    bundles_folder,
+    check_options,
+    finetuning_cells,
+    make_job,
+    pretraining_cells,
+)
+from ahm_engines.study.settings import COMMON
 from ahm_engines.study.splits import make_splits
 from tests.fixtures_study_runs import FOUR_ARMS, blobs, patients_of, study_of
 
@@ -150,3 +163,82 @@ def test_bundles_are_found_here_or_beside_the_packages(monkeypatch: pytest.Monke
     assert bundles_folder(ROOT / "bundles") == ROOT / "bundles"
     with pytest.raises(FileNotFoundError, match=r"no bundles in .*elsewhere.*--bundles_dir"):
         bundles_folder(tmp_path / "elsewhere")
+
+
+def networks_of(study: Study) -> dict[str, str]:
+    """Kind of the network of every arm's runs, built without memory for its weights."""
+    kinds = {}
+    for name, arm in study.arms.items():
+        for stage, bundle in (("pretrain", "ahm_pretrain"), ("finetune", "ahm_segmentation")):
+            if getattr(arm, stage) is None:
+                continue
+            folder = ROOT / "bundles" / bundle / "configs"
+            overlays = arm.overlays if stage == "pretrain" else []
+            parser = ConfigParser(
+                ConfigParser.load_config_files([str(folder / file) for file in ("train.json", *overlays)])
+            )
+            common = {key: study.data[key] for key in COMMON if key in study.data}
+            labels = {"classes": study.data["classes"]} if stage == "finetune" else {}
+            parser.update(common | labels | getattr(study, stage) | getattr(arm, stage))
+            with torch.device("meta"):
+                kinds[f"{name} {stage}"] = type(parser.get_parsed_content("network_def")).__name__
+    return kinds
+
+
+@pytest.mark.parametrize("size", ["small", "full"])
+@pytest.mark.parametrize("ablation", preset_names()["ablation"])
+@pytest.mark.parametrize("preset", ["hippocampus", "lgg"])
+def test_networks_of_every_ablation_can_be_built_in_3d_and_2d(preset: str, ablation: str, size: str) -> None:
+    study = read_study(preset, size=size, ablation=ablation, data_dir="/data")
+    check_options(study, ROOT / "bundles")
+    kinds = networks_of(study)
+    expected = {"MaskedAutoencoder", "UNETR"} if ablation == "decoder_depth" else {"ReconstructionUNet", "UNet"}
+    expected |= {"ContrastiveEncoder"} if ablation == "masked_contrastive" else set()
+    assert set(kinds.values()) == expected
+
+
+@pytest.mark.parametrize(("preset", "size"), [("lgg", "small"), ("lgg", "full"), ("busi", "small"), ("acdc", "full")])
+def test_arms_with_another_network_do_not_take_the_arguments_of_the_presets_own(preset: str, size: str) -> None:
+    study = read_study(preset, size=size, data_dir="/data", changes={"arms": ["random", "scratch_unetr", "mae"]})
+    assert networks_of(study) == {
+        "random pretrain": "ReconstructionUNet",
+        "random finetune": "UNet",
+        "scratch_unetr finetune": "UNETR",
+        "mae pretrain": "MaskedAutoencoder",
+        "mae finetune": "UNETR",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"finetune.max_epoch": 3},
+            "finetune: ahm_segmentation has no option 'max_epoch'; did you mean max_epochs?",
+        ),
+        (
+            {"pretrain.train#epoch_lenght": 3, "pretrain.nonsense": 1},
+            "pretrain: ahm_pretrain has no option 'nonsense'.",
+        ),
+        (
+            {"arms": {"mine": {"like": "random", "pretrain": {"mask_rato": 0.3}}}},
+            "arms.mine.pretrain: ahm_pretrain has no option 'mask_rato'; did you mean mask_ratio?",
+        ),
+        (
+            {"arms": ["scratch_unetr"], "preset": "busi_classes"},
+            "arms.scratch_unetr.finetune: ahm_classification has no option 'backbone'",
+        ),
+    ],
+)
+def test_options_that_a_bundle_would_ignore_are_refused(changes: dict[str, Any], message: str) -> None:
+    study = read_study(changes.pop("preset", "lgg"), data_dir="/data", changes=changes)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_options(study, ROOT / "bundles")
+
+
+def test_options_of_an_overlay_are_known_to_its_arm_alone() -> None:
+    arms = {"contrastive": {"pretrain": {"temperature": 0.2}}, "random": {}}
+    check_options(read_study("lgg", data_dir="/data", changes={"arms": arms}), ROOT / "bundles")
+    arms["random"] = {"pretrain": {"temperature": 0.2}}
+    with pytest.raises(ValueError, match=r"arms\.random\.pretrain: ahm_pretrain has no option 'temperature'"):
+        check_options(read_study("lgg", data_dir="/data", changes={"arms": arms}), ROOT / "bundles")
