@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from ahm_engines.options import entries, names
 from ahm_engines.study import Progress, Study, preset_names, read_study, run_study
-from ahm_engines.study.cells import Cell
+from ahm_engines.study.cells import Cell, pretraining_cells
 from ahm_engines.study.results import Row
 
 __all__ = ["app"]
@@ -193,7 +193,7 @@ MOST_WORKERS = 4  # on CPUs, unless told otherwise: each of them holds its image
 
 def _describe(what: Study) -> str:
     finetunings = len(what.arms) * sum(len(seeds) for seeds in what.seeds.values())
-    pretrainings = len(what.all_seeds) * sum(arm.pretrain is not None for arm in what.arms.values())
+    pretrainings = sum(len([*pretraining_cells(what, equal_time=equal_time)]) for equal_time in (False, True))
     seeds = ", ".join(f"{fraction:g} ({len(seeds)} seeds)" for fraction, seeds in what.seeds.items())
     return (
         f"{what.name}: {what.task}, arms {', '.join(what.arms)}; label fractions {seeds}; "

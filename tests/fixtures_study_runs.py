@@ -18,7 +18,7 @@ from PIL import Image
 
 from ahm_engines.files import write_json
 from ahm_engines.study import Study, read_study
-from ahm_engines.study.cells import Cell, Job
+from ahm_engines.study.cells import OPTIONS, Cell, Job
 from ahm_engines.study.process import OUTCOME
 from ahm_engines.study.results import COLUMNS, PRETRAINING_METRICS, Results, read_rows
 
@@ -127,6 +127,7 @@ class FakeRuns:
         (job.folder / "models").mkdir(exist_ok=True)
         for name in ("last.pt", "model.pt"):
             (job.folder / "models" / name).write_text("weights")
+        write_json(job.folder / OPTIONS, job.options)
         write_json(job.folder / OUTCOME, self._outcome(job.cell))
         self._note(f"end|{job.cell}||")
 

@@ -16,7 +16,16 @@ import ahm_engines
 from ahm_engines.study.settings import COMMON, Arm, Study
 from ahm_engines.study.splits import Splits
 
-__all__ = ["Cell", "Job", "bundles_folder", "check_options", "finetuning_cells", "make_job", "pretraining_cells"]
+__all__ = [
+    "Cell",
+    "Job",
+    "bundles_folder",
+    "check_options",
+    "finetuning_cells",
+    "make_job",
+    "pretrained_by",
+    "pretraining_cells",
+]
 
 BEST, OPTIONS = "model.pt", "options.json"
 FINETUNING = {"segmentation": "ahm_segmentation", "classification": "ahm_classification"}
@@ -80,11 +89,17 @@ class Job:
         return [*(str(self.bundle / "configs" / name) for name in names), str(self.folder / OPTIONS)]
 
 
+def pretrained_by(study: Plan, name: str) -> str:
+    """The arm whose pretraining an arm goes on from: mostly its own."""
+    return study.arms[name].pretrained_by or name
+
+
 def pretraining_cells(study: Plan, *, equal_time: bool) -> Iterator[Cell]:
     """Pretrainings of arms with (or without) a time to keep to, seed by seed."""
     for seed in study.all_seeds:
         for name, arm in study.arms.items():
-            if arm.pretrain is not None and (arm.equal_time is not None) == equal_time:
+            wanted = arm.pretrain is not None and (arm.equal_time is not None) == equal_time
+            if wanted and pretrained_by(study, name) == name:
                 yield Cell("pretrain", name, seed)
 
 
@@ -124,7 +139,8 @@ def make_job(
         "resume": True,
     }
     if before is not None:
-        paths["pretrained"] = str(folder / Cell("pretrain", cell.arm, cell.seed).folder / "models" / BEST)
+        pretraining_cell = Cell("pretrain", pretrained_by(study, cell.arm), cell.seed)
+        paths["pretrained"] = str(folder / pretraining_cell.folder / "models" / BEST)
     overlays = tuple(arm.overlays) if pretraining else ()
     config_hash = _hash([cell.stage, options, overlays, _patients(datalist), before])
     bundle = _bundle(cell.stage, study, bundles)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ahm_engines.study.cells import Cell, finetuning_cells, pretraining_cells
+from ahm_engines.study.cells import Cell, finetuning_cells, pretrained_by, pretraining_cells
 from ahm_engines.study.results import read_rows
 from ahm_engines.study.settings import STUDY_VERSION, Arm
 
@@ -76,7 +76,9 @@ class Finished:
         yield from finetuning_cells(self)
 
     def done(self, stage: str, arm: str | None = None, fraction: float | None = None) -> list[Row]:
-        """Rows of finished cells by seed, those of one arm or fraction where given."""
+        """Rows of finished cells by seed, those of one arm or fraction where given; arms may share a pretraining."""
+        if stage == PRETRAIN and arm is not None and arm in self.arms:
+            arm = pretrained_by(self, arm)
         rows = [row for row in self.rows.values() if row.done and row.cell.stage == stage]
         rows = [row for row in rows if arm in (None, row.cell.arm) and fraction in (None, row.cell.fraction)]
         return sorted(rows, key=lambda row: row.cell.seed)

@@ -24,6 +24,7 @@ from ahm_engines.study.cells import (
     check_options,
     finetuning_cells,
     make_job,
+    pretrained_by,
     pretraining_cells,
 )
 from ahm_engines.study.folder import alone_in, check_same_study, make_room, remove_models
@@ -192,7 +193,8 @@ class StudyRun:
     def _job(self, cell: Cell, epochs: int) -> Job:
         before = None
         if cell.stage == "finetune" and self.study.arms[cell.arm].pretrain is not None:
-            before = self._finished(Cell("pretrain", cell.arm, cell.seed))["config_hash"]
+            needed = Cell("pretrain", pretrained_by(self.study, cell.arm), cell.seed)
+            before = self._finished(needed)["config_hash"]
         return make_job(cell, self.study, self.splits, self.folder, self.bundles, epochs=epochs, before=before)
 
     def _finished(self, cell: Cell) -> Row:
@@ -212,7 +214,8 @@ class StudyRun:
         return max(epochs, math.ceil(allowed))
 
     def _step_seconds(self, arm: str) -> float:
-        rows = [row for cell, row in self.results.rows.items() if (cell.stage, cell.arm) == ("pretrain", arm)]
+        timed = ("pretrain", pretrained_by(self.study, arm))
+        rows = [row for cell, row in self.results.rows.items() if (cell.stage, cell.arm) == timed]
         seconds = [float(row["step_seconds"]) for row in rows if row["status"] == "done" and row["step_seconds"]]
         if not seconds:
             raise LookupError(f"arm {arm}: no pretraining has finished, so the time of its steps is not known.")

@@ -29,6 +29,7 @@ class Arm:
         pretrain: options of the pretraining run; ``None`` for none, that is, from scratch.
         finetune: options of the finetuning run.
         overlays: configuration files of ``ahm_pretrain`` to lay over ``train.json``.
+        pretrained_by: the arm whose pretraining this one shares; they differ only in finetuning.
         equal_time: the arm whose pretraining time this one gets; its epochs follow from the measured times of a step.
         compare_with: the arms to compare it with.
     """
@@ -37,6 +38,7 @@ class Arm:
     pretrain: dict[str, Any] | None = None
     finetune: dict[str, Any] = field(default_factory=dict)
     overlays: list[str] = field(default_factory=list)
+    pretrained_by: str | None = None
     equal_time: str | None = None
     compare_with: list[str] = field(default_factory=list)
 
@@ -94,10 +96,17 @@ class Study:
     def _check_arm(self, name: str, arm: Arm) -> None:
         if not re.fullmatch(r"[\w.+-]+", name):
             raise ValueError(f"arms: expected a name that can be part of a folder's, got {name!r}.")
-        others = [*arm.compare_with, *([arm.equal_time] if arm.equal_time else [])]
+        others = [*arm.compare_with, *filter(None, (arm.equal_time, arm.pretrained_by))]
         absent = [other for other in others if other not in self.arms]
         if absent:
             raise ValueError(f"arm {name!r} needs the arm(s) {absent}, the study has {list(self.arms)}.")
+        if arm.pretrained_by:
+            its = self.arms[arm.pretrained_by]
+            wanted = (arm.pretrain, arm.overlays, arm.equal_time, None)
+            if arm.pretrain is None or (its.pretrain, its.overlays, its.equal_time, its.pretrained_by) != wanted:
+                raise ValueError(
+                    f"arm {name!r}: pretrained_by needs an arm with a pretraining of its own, the same one."
+                )
         if arm.equal_time and (arm.pretrain is None or self.arms[arm.equal_time].pretrain is None):
             raise ValueError(f"arm {name!r}: equal_time needs two arms that pretrain.")
         if arm.equal_time:

@@ -10,6 +10,7 @@ import pytest
 
 from ahm_engines.study.cells import Cell
 from ahm_engines.study.finished import FINETUNE, PRETRAIN, read_finished
+from ahm_engines.study.tables import pretraining_table
 from tests.fixtures_study import COLUMNS, finetuned, pretrained, write_curves, write_results, write_settings
 
 
@@ -27,6 +28,18 @@ def test_the_last_row_of_a_cell_counts(tmp_path: Path) -> None:
     study = read_finished(tmp_path)
     assert study.values("dice", "a3c", 0.25) == {0: 0.7}
     assert [str(row.cell) for row in study.failed()] == ["finetune a3c, 0.25 of the labels, seed 1"]
+
+
+def test_the_pretraining_of_an_arm_may_be_that_of_another(tmp_path: Path) -> None:
+    write_settings(tmp_path, seeds={"0.25": [0]})
+    settings = json.loads((tmp_path / "study.json").read_text())
+    settings["arms"]["a3c_encoder"] = settings["arms"]["a3c"] | {"pretrained_by": "a3c", "title": "encoder only"}
+    (tmp_path / "study.json").write_text(json.dumps(settings))
+    write_results(tmp_path, [pretrained("a3c", 0), finetuned("a3c", 0, 0.7), finetuned("a3c_encoder", 0, 0.6)])
+    study = read_finished(tmp_path)
+    assert study.done(PRETRAIN, "a3c_encoder") == study.done(PRETRAIN, "a3c") != []
+    assert Cell(PRETRAIN, "a3c_encoder", 0) not in set(study.planned())
+    assert [row[0] for row in pretraining_table(study).rows] == [arm.title for arm in study.arms.values()][1:]
 
 
 def test_rows_of_other_cells_and_other_patients_do_not_count(tmp_path: Path) -> None:

@@ -189,6 +189,16 @@ def test_metrics_follow_from_task_and_unit(changes: dict[str, Any], metrics: lis
             {"arms": {"random": {}, "random_equal_time": {"equal_time": "random_equal_time"}}},
             "'random_equal_time' is given the time of another arm itself",
         ),
+        ({"arms": {"mine": {"like": "random", "pretrained_by": "a3c"}}}, r"'mine' needs the arm\(s\) \['a3c'\]"),
+        (
+            {"arms": {"a3c": {}, "mine": {"like": "random", "pretrained_by": "a3c"}}},
+            "'mine': pretrained_by needs an arm that runs the same pretraining itself",
+        ),
+        (
+            {"arms": {"scratch": {}, "mine": {"like": "scratch", "pretrained_by": "scratch"}}},
+            "'mine': pretrained_by needs an arm that runs",
+        ),
+        ({"arms": {"random": {"pretrained_by": "random"}}}, "'random': pretrained_by needs an arm that runs"),
         ({"seeds": {}}, "one label fraction"),
         ({"seeds": {"0.5": 0}}, "one seed for each fraction"),
         ({"seeds": {"1.5": 1}}, r"seeds: expected ascending label fractions in \(0, 1\], got \[1.5\]"),

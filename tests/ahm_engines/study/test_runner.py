@@ -295,6 +295,33 @@ def test_arms_fractions_and_seeds_may_come_later(images: Path, tmp_path: Path, f
     assert json.loads((tmp_path / "study/study.json").read_text())["seeds"] == {"0.5": [0], "1.0": [0, 1]}
 
 
+SHARING = {
+    "scratch": {},
+    "random_encoder": {"like": "random", "pretrained_by": "random", "finetune": {"pretrained_part": "encoder"}},
+    "random": {},
+}
+
+
+def test_arms_that_differ_only_in_finetuning_share_a_pretraining(images: Path, tmp_path: Path, fake: FakeRuns) -> None:
+    run(study_of(images, {"arms": SHARING, "seeds": {"1.0": 1}}), tmp_path)
+    begun = ["pretrain random, seed 0"]
+    begun += [f"finetune {name}, 1 of the labels, seed 0" for name in ("scratch", "random_encoder", "random")]
+    assert fake.begun() == begun
+    options = {name: tmp_path / f"study/runs/finetune/{name}_labels1_seed0/options.json" for name in SHARING}
+    started = {name: json.loads(path.read_text()).get("pretrained") for name, path in options.items()}
+    assert started["scratch"] is None
+    assert started["random_encoder"] == started["random"] == str(tmp_path / f"study/{RANDOM.folder}/models/model.pt")
+
+
+def test_a_shared_pretraining_that_fails_takes_all_its_finetunings_along(
+    images: Path, tmp_path: Path, fake: FakeRuns
+) -> None:
+    fake.outcomes[RANDOM] = {"error": "out of memory"}
+    progress = run(study_of(images, {"arms": SHARING, "seeds": {"1.0": 1}}), tmp_path)
+    assert (progress.finished, len(progress.failed)) == (1, 3)
+    assert all("needs pretrain random, seed 0" in failure for failure in progress.failed[1:])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
