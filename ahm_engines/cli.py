@@ -184,8 +184,9 @@ def _resources(devices: str | None, workers: int | None) -> tuple[list[str], int
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = devices.split(",") if devices else [str(index) for index in range(torch.cuda.device_count())]
     slots = gpus * (workers or 1) if gpus else [""] * (workers or min(cores, MOST_WORKERS))
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    return slots, int(threads) if threads.isdecimal() else max(1, cores // len(slots))
+    named = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(named) if named.isdecimal() else 0
+    return slots, threads or max(1, cores // len(slots))
 
 
 MOST_WORKERS = 4  # on CPUs, unless told otherwise: each of them holds its images in memory

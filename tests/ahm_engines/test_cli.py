@@ -104,12 +104,14 @@ def test_every_gpu_has_as_many_cells_as_workers(
     assert called["devices"] == devices and called["threads"] >= 1
 
 
+@pytest.mark.parametrize(("named", "threads"), [("7", 7), ("0", 6), ("2,1", 6)])
 def test_cells_have_the_threads_that_the_environment_names(
-    called: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    called: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, threads: int
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("OMP_NUM_THREADS", named)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(6)), raising=False)
     assert ahm("study", "--dataset_dir", tmp_path, *DATA, "--workers", "1").exit_code == 0
-    assert called["threads"] == 7
+    assert called["threads"] == threads
 
 
 @pytest.mark.parametrize(
