@@ -104,9 +104,7 @@ class Study:
             its = self.arms[arm.pretrained_by]
             wanted = (arm.pretrain, arm.overlays, arm.equal_time, None)
             if arm.pretrain is None or (its.pretrain, its.overlays, its.equal_time, its.pretrained_by) != wanted:
-                raise ValueError(
-                    f"arm {name!r}: pretrained_by needs an arm with a pretraining of its own, the same one."
-                )
+                raise ValueError(f"arm {name!r}: pretrained_by needs an arm that runs the same pretraining itself.")
         if arm.equal_time and (arm.pretrain is None or self.arms[arm.equal_time].pretrain is None):
             raise ValueError(f"arm {name!r}: equal_time needs two arms that pretrain.")
         if arm.equal_time:
