@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from ahm_engines.options import entries, names
 from ahm_engines.study import Progress, Study, preset_names, read_study, run_study
-from ahm_engines.study.cells import Cell, pretraining_cells
+from ahm_engines.study.cells import Cell, stages
 from ahm_engines.study.results import Row
 
 __all__ = ["app"]
@@ -193,12 +193,11 @@ MOST_WORKERS = 4  # on CPUs, unless told otherwise: each of them holds its image
 
 
 def _describe(what: Study) -> str:
-    finetunings = len(what.arms) * sum(len(seeds) for seeds in what.seeds.values())
-    pretrainings = sum(len([*pretraining_cells(what, equal_time=equal_time)]) for equal_time in (False, True))
+    *pretrainings, finetunings = map(len, stages(what))
     seeds = ", ".join(f"{fraction:g} ({len(seeds)} seeds)" for fraction, seeds in what.seeds.items())
     return (
         f"{what.name}: {what.task}, arms {', '.join(what.arms)}; label fractions {seeds}; "
-        f"{pretrainings} pretrainings, {finetunings} finetunings."
+        f"{sum(pretrainings)} pretrainings, {finetunings} finetunings."
     )
 
 

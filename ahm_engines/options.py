@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Container, Iterable
 from typing import Any
 
-__all__ = ["entries", "names"]
+__all__ = ["entries", "names", "unknown_entries"]
 
 
 def entries(texts: Iterable[str]) -> dict[str, Any]:
@@ -22,6 +23,11 @@ def entries(texts: Iterable[str]) -> dict[str, Any]:
 def names(text: str) -> list[str]:
     """Return names that commas separate."""
     return [name.strip() for name in text.split(",")]
+
+
+def unknown_entries(given: Iterable[str], known: Container[str]) -> list[str]:
+    """Return which of the ``given`` entries of a bundle, such as ``train#epoch_length``, begin with none it knows."""
+    return sorted(key for key in given if re.split("#|::", key)[0] not in known)
 
 
 def _entry(text: str) -> tuple[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,7 @@ from pydicom.pixels import iter_pixels
 
 from ahm_engines.case_inference import IncompleteInferenceError
 from ahm_engines.files import writable_folder
+from ahm_engines.options import unknown_entries
 from ahm_engines.pacs import Pacs, Series, choose_series
 from ahm_transforms.io.dicom import find_series
 
@@ -79,8 +79,7 @@ class SegmentationModel:
             self.volumes = int(self._setting("spatial_dims", 3)) == 3
 
     def _change(self, entries: Mapping[str, Any]) -> None:
-        known = self._workflow.parser.get()
-        if unknown := sorted(key for key in entries if re.split("#|::", key)[0] not in known):
+        if unknown := unknown_entries(entries, self._workflow.parser.get()):
             raise ValueError(f"the bundle's inference.json has no entry {', '.join(unknown)}.")
         self._workflow.parser.update(entries)
 

@@ -6,15 +6,16 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import ahm_engines
+from ahm_engines.options import unknown_entries
 from ahm_engines.study.settings import COMMON, Arm, Study
 from ahm_engines.study.splits import Splits
+from ahm_transforms.io.json_file import read_json
 
 __all__ = [
     "Cell",
@@ -25,6 +26,8 @@ __all__ = [
     "make_job",
     "pretrained_by",
     "pretraining_cells",
+    "pretraining_of",
+    "stages",
 ]
 
 BEST, OPTIONS = "model.pt", "options.json"
@@ -112,6 +115,19 @@ def finetuning_cells(study: Plan) -> Iterator[Cell]:
                     yield Cell("finetune", name, seed, fraction)
 
 
+def stages(study: Plan) -> list[list[Cell]]:
+    """All cells. Those of a stage need the results of the stages before."""
+    pretraining = [[*pretraining_cells(study, equal_time=equal_time)] for equal_time in (False, True)]
+    return [*pretraining, [*finetuning_cells(study)]]
+
+
+def pretraining_of(study: Plan, cell: Cell) -> Cell | None:
+    """The cell whose weights a cell starts from; ``None`` for a pretraining, and from scratch."""
+    if cell.stage == "pretrain" or study.arms[cell.arm].pretrain is None:
+        return None
+    return Cell("pretrain", pretrained_by(study, cell.arm), cell.seed)
+
+
 def make_job(
     cell: Cell, study: Study, splits: Splits, folder: Path, bundles: Path, *, epochs: int, before: str | None
 ) -> Job:
@@ -138,9 +154,8 @@ def make_job(
         "output_dir": str(folder / cell.folder),
         "resume": True,
     }
-    if before is not None:
-        pretraining_cell = Cell("pretrain", pretrained_by(study, cell.arm), cell.seed)
-        paths["pretrained"] = str(folder / pretraining_cell.folder / "models" / BEST)
+    if (source := pretraining_of(study, cell)) is not None:
+        paths["pretrained"] = str(folder / source.folder / "models" / BEST)
     overlays = tuple(arm.overlays) if pretraining else ()
     config_hash = _hash([cell.stage, options, overlays, _patients(datalist), before])
     bundle = _bundle(cell.stage, study, bundles)
@@ -187,16 +202,14 @@ def _bundle(stage: str, study: Study, bundles: Path) -> Path:
 
 
 def _entries(bundle: Path, files: Sequence[str]) -> set[str]:
-    return {key for name in files for key in json.loads((bundle / "configs" / name).read_text(encoding="utf-8"))}
+    return {key for name in files for key in read_json(bundle / "configs" / name, "configuration")}
 
 
 def _expect_entries(where: str, options: Mapping[str, Any], known: set[str], bundle: Path) -> None:
-    for name in options:
-        first = re.split("#|::", name)[0]
-        if first not in known:
-            close = difflib.get_close_matches(first, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else "."
-            raise ValueError(f"{where}: {bundle.name} has no option {first!r}{hint}")
+    for name in unknown_entries(options, known):
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else "."
+        raise ValueError(f"{where}: {bundle.name} has no option {name!r}{hint}")
 
 
 def _finetuning(study: Study, arm: Arm) -> dict[str, Any]:

@@ -7,10 +7,11 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ahm_engines.study.cells import Cell, finetuning_cells, pretrained_by, pretraining_cells
+from ahm_engines.study.cells import Cell, pretrained_by, stages
 from ahm_engines.study.results import read_rows
 from ahm_engines.study.settings import STUDY_VERSION, Arm
 
@@ -71,9 +72,7 @@ class Finished:
 
     def planned(self) -> Iterator[Cell]:
         """All cells: pretraining first."""
-        for equal_time in (False, True):
-            yield from pretraining_cells(self, equal_time=equal_time)
-        yield from finetuning_cells(self)
+        return chain.from_iterable(stages(self))
 
     def done(self, stage: str, arm: str | None = None, fraction: float | None = None) -> list[Row]:
         """Rows of finished cells by seed, those of one arm or fraction where given; arms may share a pretraining."""

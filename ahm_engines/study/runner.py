@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -22,10 +22,10 @@ from ahm_engines.study.cells import (
     Job,
     bundles_folder,
     check_options,
-    finetuning_cells,
     make_job,
     pretrained_by,
-    pretraining_cells,
+    pretraining_of,
+    stages,
 )
 from ahm_engines.study.folder import alone_in, check_same_study, make_room, remove_models
 from ahm_engines.study.process import read_outcome, run_job
@@ -98,15 +98,9 @@ def run_study(
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     with alone_in(folder):
         run = StudyRun(study, folder, bundles_folder(bundles_dir), keep_models, listener)
-        for cells in _stages(study):
+        for cells in stages(study):
             run.run_all(cells, devices, threads, deadline)
     return run.progress
-
-
-def _stages(study: Study) -> list[Iterator[Cell]]:
-    """Cells of a stage need the results of the stages before."""
-    pretraining = [pretraining_cells(study, equal_time=equal_time) for equal_time in (False, True)]
-    return [*pretraining, finetuning_cells(study)]
 
 
 class StudyRun:
@@ -166,7 +160,7 @@ class StudyRun:
 
     def _check_finished(self) -> None:
         """What has finished must be what would be run now."""
-        for cell in chain.from_iterable(_stages(self.study)):
+        for cell in chain.from_iterable(stages(self.study)):
             row = self.results.done(cell)
             if row is not None and self._hash(cell, int(row["epochs"])) != row["config_hash"]:
                 raise ValueError(
@@ -191,10 +185,8 @@ class StudyRun:
         return job
 
     def _job(self, cell: Cell, epochs: int) -> Job:
-        before = None
-        if cell.stage == "finetune" and self.study.arms[cell.arm].pretrain is not None:
-            needed = Cell("pretrain", pretrained_by(self.study, cell.arm), cell.seed)
-            before = self._finished(needed)["config_hash"]
+        source = pretraining_of(self.study, cell)
+        before = None if source is None else self._finished(source)["config_hash"]
         return make_job(cell, self.study, self.splits, self.folder, self.bundles, epochs=epochs, before=before)
 
     def _finished(self, cell: Cell) -> Row:
