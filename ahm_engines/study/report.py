@@ -22,6 +22,7 @@ from ahm_engines.study.sentences import (
     caveats,
     equal_times,
     findings,
+    headroom,
     left_out,
     name_fraction,
     progress,
@@ -153,6 +154,7 @@ def _results(study: Finished, comparisons: Sequence[Comparison], pictures: dict[
         Heading(f"{shown.heading} on the {study.evaluate_on} patients"),
         Paragraph("Mean ± standard deviation over the seeds."),
         key_table(study),
+        *_bullets(headroom(study)),
         *_picture(pictures, "label_fractions"),
     ]
     if not comparisons:
@@ -162,8 +164,7 @@ def _results(study: Finished, comparisons: Sequence[Comparison], pictures: dict[
         "bootstrap 95 % interval of the mean."
     )
     blocks += [Heading("Paired differences"), Paragraph(paired), difference_table(study, comparisons)]
-    lines = unmatched(study, comparisons)
-    return [*blocks, *([Bullets(lines)] if lines else []), *_picture(pictures, "differences")]
+    return [*blocks, *_bullets(unmatched(study, comparisons)), *_picture(pictures, "differences")]
 
 
 def _findings(study: Finished, comparisons: Sequence[Comparison]) -> list[Block]:
@@ -214,7 +215,11 @@ def _pretraining(study: Finished, pictures: dict[str, Picture]) -> list[Block]:
     devices = {row.texts.get("device") for row in study.done(PRETRAIN)}
     lines = equal_times(study)
     lines += ["Measured on several devices: times and memory cannot be compared."] if len(devices) > 1 else []
-    return [*blocks, *([Bullets(lines)] if lines else []), *_picture(pictures, "mask_maps")]
+    return [*blocks, *_bullets(lines), *_picture(pictures, "mask_maps")]
+
+
+def _bullets(lines: Sequence[str]) -> list[Block]:
+    return [Bullets(lines)] if lines else []
 
 
 def _picture(pictures: dict[str, Picture], name: str) -> list[Block]:

@@ -12,7 +12,7 @@ from ahm_engines.study.quantities import quantity
 from ahm_engines.study.statistics import ALPHA, ENOUGH_SEEDS, FEWEST_SEEDS, Verdict
 
 __all__ = [
-    *("caveats", "count", "equal_times", "finding", "findings", "left_out", "name_fraction", "patients"),
+    *("caveats", "count", "equal_times", "finding", "findings", "headroom", "left_out", "name_fraction", "patients"),
     *("progress", "unmatched"),
 ]
 
@@ -53,6 +53,27 @@ def _effect(study: Finished, comparison: Comparison) -> str:
     better = (mean > 0) != shown.lower_is_better
     unit = f"{shown.unit} of {shown.title}" if shown.unit else f"in {shown.title}"
     return f": {'better' if better else 'worse'} by {shown.number(abs(mean))} {unit} (95 % interval {ends})"
+
+
+def headroom(study: Finished) -> list[str]:
+    """What the labels that a fraction lacks are worth to scratch, and with them what pretraining may make up for."""
+    shown, most = quantity(study.key_metric), max(study.seeds)
+    lines = []
+    for fraction in study.seeds:
+        few, all_ = (study.values(study.key_metric, study.scratch or "", f) for f in (fraction, most))
+        gains = [all_[seed] - few[seed] for seed in few if seed in all_]
+        if fraction < most and gains:
+            gain = shown.number(math.fsum(gains) / len(gains), signed=True)
+            lines.append(
+                f"From {share(fraction)} to {100 * most:.3g} %, scratch changes by {gain} {shown.unit} "
+                f"({count(len(gains), 'paired seed')})."
+            )
+    if lines:
+        lines.append(
+            "That is about what pretraining may make up for. Where it is little, labels are not what these runs lack: "
+            "finetune longer, or a larger network, before the arms are compared."
+        )
+    return lines
 
 
 def unmatched(study: Finished, comparisons: Sequence[Comparison]) -> list[str]:

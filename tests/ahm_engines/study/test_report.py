@@ -84,6 +84,22 @@ def test_tables_hold_mean_sd_and_seeds_in_points(tmp_path: Path) -> None:
     assert "HD95 (mm, lower is better)" in text and "| A3C | 3 | 3.00 ± 0.00 |" in text
 
 
+def test_what_more_labels_are_worth_to_scratch_is_said(tmp_path: Path) -> None:
+    scores = {0.06: (0.40, 0.50, 0.45), 0.25: (0.55, 0.55), 1.0: (0.62, 0.66)}
+    rows = [finetuned("scratch", s, dice, fraction=f) for f, its in scores.items() for s, dice in enumerate(its)]
+    rows += [finetuned("a3c", 0, 0.9, fraction=0.06)]
+    write_results(write_settings(tmp_path, seeds={"0.06": [0, 1, 2], "0.25": [0, 1], "1.0": [0, 1]}), rows)
+    text = text_of(tmp_path)
+    assert "From 6 % of the labels to 100 %, scratch changes by +19.0 points (2 paired seeds)." in text
+    assert "From 25 % of the labels to 100 %, scratch changes by +9.0 points (2 paired seeds)." in text
+    assert text.count("That is about what pretraining may make up for.") == 1
+
+
+def test_with_one_fraction_nothing_is_said_of_more_labels(tmp_path: Path) -> None:
+    planted_study(tmp_path, seeds={"0.25": [0, 1]}, gain=small_gain)
+    assert "pretraining may make up for" not in text_of(tmp_path)
+
+
 def test_a_smaller_distance_is_better_and_a_larger_one_worse(tmp_path: Path) -> None:
     rows = [finetuned("scratch", seed, 0.5, hd95_mm=5.0) for seed in range(5)]
     rows += [finetuned("a3c", seed, 0.5, hd95_mm=4.0 - 0.1 * seed) for seed in range(5)]
