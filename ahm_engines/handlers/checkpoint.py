@@ -86,7 +86,7 @@ class Checkpoints:
 
     ``last.pt`` and ``model.pt`` (the best) hold the same entries: the state of every object, the trainer's place in
     the training, the scale of its gradients in float16, the best metric so far, and the provenance. The first process
-    writes; all of them read.
+    writes; all of them read, and none leaves the training before both files are written.
 
     Args:
         save_dir: folder for both files.
@@ -126,6 +126,7 @@ class Checkpoints:
         self.trainer = engine
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save_last)
+        engine.add_event_handler(Events.COMPLETED, lambda: idist.barrier())
         if self.evaluator is not None:
             self.evaluator.add_event_handler(Events.COMPLETED, self._save_best)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def train_everything(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     results: dict[str, Any] = {masker: train(masker, rank) for masker in TRAIN["maskers"]}
     results["parts"] = parts(share(rank), Path(folder) / f"machine{rank}")
+    results["saved"] = end_training(Path(folder) / "shared")
     torch.save(results, f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -44,6 +46,22 @@ def train(name: str, rank: int) -> dict[str, Any]:
     learned = {name: state for name, state in masker.items() if not name.endswith("_extra_state")}  # random numbers
     network = {name: weight.detach() for name, weight in trainer.network.named_parameters()}
     return {"masks": masks, "masker": learned, "network": network}
+
+
+class SlowlySaved:
+    """Takes its time to tell its state, as a large network on a busy disk does."""
+
+    def state_dict(self) -> dict[str, int]:
+        time.sleep(1)
+        return {"number": 1}
+
+
+def end_training(folder: Path) -> bool:
+    """Whether the checkpoint is there for a process that comes out of the training."""
+    trainer = Engine(lambda engine, batch: None)
+    Checkpoints(folder, {"model": SlowlySaved()}).attach(trainer)
+    trainer.run([0], max_epochs=1)
+    return (folder / "last.pt").is_file()
 
 
 def share(rank: int | None) -> slice:
@@ -165,6 +183,10 @@ def test_mask_overlap_takes_in_all_processes(results: list[dict[str, Any]], whol
 def test_processes_with_another_state_do_not_resume(results: list[dict[str, Any]]) -> None:
     for result in results:
         assert "found those of epochs [3, 0]" in result["parts"]["resumed"]
+
+
+def test_no_process_leaves_a_training_before_its_checkpoint_is_written(results: list[dict[str, Any]]) -> None:
+    assert [result["saved"] for result in results] == [True, True]
 
 
 def test_fewer_cases_than_processes(monkeypatch: pytest.MonkeyPatch) -> None:
