@@ -13,8 +13,8 @@ from monai.networks.blocks import TransformerBlock
 from torch import Tensor, nn
 
 from ahm_networks.nets.checks import check_size, checked_mask
-from ahm_networks.nets.tokens import image_to_tokens, tokens_to_image
-from ahm_networks.nets.vit import build_vit, embed, encode, freeze_unused, learned_token
+from ahm_networks.nets.tokens import image_to_tokens, token_grid, tokens_to_image
+from ahm_networks.nets.vit import build_vit, embed, encode, freeze_unused, learned_token, sincos_positions
 from ahm_transforms.masking.functional import patch_shape
 
 __all__ = ["MaskedAutoencoder"]
@@ -76,10 +76,10 @@ class MaskedAutoencoder(nn.Module):
         self.token_size = patch_shape(patch_size, spatial_dims)
         self.vit = build_vit(spatial_dims, in_channels, self.img_size, self.token_size, encoder_args or {})
         width = decoder_hidden_size
-        _, tokens, hidden_size = self.vit.patch_embedding.position_embeddings.shape
+        hidden_size = self.vit.patch_embedding.position_embeddings.shape[2]
         self.decoder_embed = nn.Linear(hidden_size, width)
         self.mask_token = learned_token(width)
-        self.decoder_positions = nn.Parameter(nn.init.trunc_normal_(torch.empty(tokens, width), std=0.02))
+        self.decoder_positions = nn.Parameter(sincos_positions(token_grid(self.img_size, self.token_size), width))
         blocks = [TransformerBlock(width, 4 * width, decoder_num_heads) for _ in range(decoder_num_layers)]
         self.decoder = nn.Sequential(*blocks)
         self.decoder_norm = nn.LayerNorm(width)

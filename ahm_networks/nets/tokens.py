@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-__all__ = ["hidden_tokens", "image_to_tokens", "tokens_to_image"]
+__all__ = ["hidden_tokens", "image_to_tokens", "token_grid", "tokens_to_image"]
 
 
 def image_to_tokens(image: Tensor, patch: Sequence[int]) -> Tensor:
@@ -34,7 +34,7 @@ def image_to_tokens(image: Tensor, patch: Sequence[int]) -> Tensor:
         [[[0, 1, 4, 5], [2, 3, 6, 7]]]
     """
     batch, channels, *size = image.shape
-    grid = _grid(size, patch)
+    grid = token_grid(size, patch)
     dims = len(grid)
     split = image.reshape(batch, channels, *(n for pair in zip(grid, patch, strict=True) for n in pair))
     order = (0, *range(2, 2 * dims + 2, 2), *range(3, 2 * dims + 3, 2), 1)
@@ -56,7 +56,7 @@ def tokens_to_image(tokens: Tensor, patch: Sequence[int], spatial_size: Sequence
     Raises:
         ValueError: when the patch does not divide the image.
     """
-    grid = _grid(spatial_size, patch)
+    grid = token_grid(spatial_size, patch)
     dims = len(grid)
     split = tokens.reshape(tokens.shape[0], *grid, *patch, channels)
     order = (0, 2 * dims + 1, *(axis for n in range(dims) for axis in (1 + n, 1 + dims + n)))
@@ -72,7 +72,12 @@ def hidden_tokens(mask: Tensor, patch: Sequence[int]) -> Tensor:
     return image_to_tokens(mask, patch).any(-1)
 
 
-def _grid(size: Sequence[int], patch: Sequence[int]) -> list[int]:
+def token_grid(size: Sequence[int], patch: Sequence[int]) -> list[int]:
+    """Tokens along each axis.
+
+    Raises:
+        ValueError: when the patch does not divide the size.
+    """
     if len(size) != len(patch) or any(s % p for s, p in zip(size, patch, strict=True)):
         raise ValueError(f"patch: expected {len(size)} sizes that divide {tuple(size)}, got {tuple(patch)}.")
     return [s // p for s, p in zip(size, patch, strict=True)]

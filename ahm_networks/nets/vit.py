@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from monai.networks.nets import UNETR, ViT
 from torch import Tensor, nn
 
+from ahm_networks.nets.tokens import token_grid
 from ahm_transforms.masking.functional import patch_shape
 
-__all__ = ["build_vit", "embed", "encode", "freeze_unused", "learned_token"]
+__all__ = ["build_vit", "embed", "encode", "freeze_unused", "learned_token", "sincos_positions"]
 
 GIVEN = ("spatial_dims", "in_channels", "img_size", "patch_size")
 NEVER = ("classification", "num_classes", "post_activation")  # of a class token, which UNETR's ViT has not
@@ -28,6 +29,8 @@ def build_vit(
     args: Mapping[str, Any],
 ) -> ViT:
     """Build a ViT without class token; with patches of 16 it is UNETR's, defaults included.
+
+    Its positions are learned, as UNETR's, but start as `sincos_positions`.
 
     Args:
         spatial_dims: 2 or 3.
@@ -45,6 +48,9 @@ def build_vit(
     if any(side % step for side, step in zip(size, patch, strict=True)):
         raise ValueError(f"img_size: expected multiples of the patch_size {patch}, got {size}.")
     vit = ViT(in_channels, size, patch, spatial_dims=spatial_dims, **_known(args))
+    positions = vit.patch_embedding.position_embeddings
+    if args.get("pos_embed_type", "learnable") == "learnable":
+        positions.data = sincos_positions(token_grid(size, patch), positions.shape[2])[None]
     freeze_unused(vit)
     return vit
 
@@ -92,6 +98,24 @@ def encode(vit: ViT, embedded: Tensor) -> Tensor:
     for block in vit.blocks:
         tokens = block(tokens)
     return vit.norm(tokens)
+
+
+def sincos_positions(grid: Sequence[int], width: int) -> Tensor:
+    """Sine and cosine of each token's place, ``[prod(grid), width]``, as in He et al. 2022.
+
+    Every axis has the same number of waves, of lengths from 2 pi to 20000 pi tokens (Vaswani et al. 2017, section
+    3.5); columns that are left over are 0.
+
+    Args:
+        grid: tokens along each axis.
+        width: columns.
+    """
+    waves = width // (2 * len(grid))
+    rates = 10000.0 ** -(torch.arange(waves) / max(waves, 1))
+    axes = torch.meshgrid(*(torch.arange(float(side)) for side in grid), indexing="ij")
+    angles = torch.cat([axis.reshape(-1, 1) * rates for axis in axes], dim=1)
+    table = torch.cat([angles.sin(), angles.cos()], dim=1)
+    return F.pad(table, (0, width - table.shape[1]))
 
 
 def learned_token(width: int) -> nn.Parameter:
