@@ -11,9 +11,10 @@ from monai.networks.layers.factories import Conv, Norm, Pool
 from monai.networks.layers.simplelayers import SkipConnection
 from monai.networks.nets import DenseNet121, DynUNet, SegResNet
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ahm_networks.nets.backbones import build_backbone
-from ahm_networks.nets.encoders import drop_decoder, encoder_channels
+from ahm_networks.nets.encoders import drop_decoder, encoder_channels, encoder_features
 from ahm_networks.nets.padding import pad_to_multiples
 from ahm_networks.nets.policy import VGG16_BLOCKS
 
@@ -36,7 +37,9 @@ class EncoderClassifier(nn.Module):
         head: ``conv``: a 3-wide convolution to 32 channels, global average and a hidden layer of 16, after Intelligent
             Masking (Bahrami et al. 2022) but with leaky ReLUs; or ``linear``: global average and one layer. Encoders
             that end with an instance norm leave little in such an average: ``basicunet``, ``unet`` without residual
-            units.
+            units. ``stages``: mean and standard deviation of every channel of every encoder stage, standardised over
+            the batch as in MAE's linear probe (He et al. 2022), and one layer: it reads what a pretraining left at all
+            scales, instance norms or not. It wants batches of some eight images, and is exported by tracing.
         dropout: ahead of the last layer.
 
     Raises:
@@ -66,6 +69,7 @@ class EncoderClassifier(nn.Module):
         self.in_channels = in_channels
         self.divisor = list(divisor)
         self.fixed_size = backbone == "unetr"
+        self.all_stages = head == "stages"
         self.head = HEADS[head](spatial_dims, encoder_channels(network), num_classes, dropout)
         self.encoder = _encoder_only(network)
 
@@ -77,7 +81,23 @@ class EncoderClassifier(nn.Module):
         """
         if not torch.jit.is_scripting():
             self._check(image)
-        return self.head(self.encoder(pad_to_multiples(image, self.divisor, self.fixed_size)))
+        padded = pad_to_multiples(image, self.divisor, self.fixed_size)
+        if not torch.jit.is_scripting() and self.all_stages:
+            return self.head(_statistics(encoder_features(self.encoder, padded)))
+        return self.head(self.encoder(padded))
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Refuse what a script could not follow; torch calls this ahead of scripting.
+
+        Raises:
+            ValueError: for the head ``stages``.
+        """
+        if self.all_stages:
+            raise ValueError(
+                "head: a classifier with the head 'stages' is exported by tracing, got a request to script it; "
+                'pass --use_trace True --input_shape "[1,1,96,96]" with the images\' own channels and size.'
+            )
+        return self
 
     def _check(self, image: Tensor) -> None:
         dims = len(self.divisor)
@@ -125,7 +145,7 @@ class VGG16(nn.Module):
                 channels = width
             layers += [Pool[Pool.MAX, spatial_dims](kernel_size=2, ceil_mode=True)]
         self.features = nn.Sequential(*layers)
-        self.head = _linear_head(spatial_dims, channels, num_classes, dropout)
+        self.head = _linear_head(spatial_dims, [channels], num_classes, dropout)
         for layer in layers:
             if isinstance(layer, conv):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -187,22 +207,49 @@ def _encoder_only(network: nn.Module) -> nn.Module:
     return network
 
 
-def _linear_head(dims: int, channels: int, classes: int, dropout: float) -> nn.Sequential:
+def _linear_head(dims: int, channels: list[int], classes: int, dropout: float) -> nn.Sequential:
     average = Pool[Pool.ADAPTIVEAVG, dims](1)
-    return nn.Sequential(average, nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels, classes))
+    return nn.Sequential(average, nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels[-1], classes))
 
 
-def _conv_head(dims: int, channels: int, classes: int, dropout: float) -> nn.Sequential:
-    conv, average = Conv[Conv.CONV, dims](channels, 32, kernel_size=3, padding=1), Pool[Pool.ADAPTIVEAVG, dims](1)
+def _conv_head(dims: int, channels: list[int], classes: int, dropout: float) -> nn.Sequential:
+    conv, average = Conv[Conv.CONV, dims](channels[-1], 32, kernel_size=3, padding=1), Pool[Pool.ADAPTIVEAVG, dims](1)
     hidden = nn.Sequential(nn.Linear(32, 16), _leak(), nn.Dropout(dropout), nn.Linear(16, classes))
     return nn.Sequential(conv, _leak(), average, nn.Flatten(), *hidden)
+
+
+def _stages_head(dims: int, channels: list[int], classes: int, dropout: float) -> nn.Sequential:
+    statistics = 2 * sum(channels)
+    return nn.Sequential(_Standardise(statistics, affine=False), nn.Dropout(dropout), nn.Linear(statistics, classes))
+
+
+class _Standardise(nn.BatchNorm1d):
+    """Batch norm that takes a batch of one, the rest of an epoch, with its running statistics."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if len(input) > 1:
+            return super().forward(input)
+        return F.batch_norm(input, self.running_mean, self.running_var, eps=self.eps)
+
+
+def _statistics(maps: list[Tensor]) -> Tensor:
+    """Mean and standard deviation of each channel of each map, ``[B, 2 (C_1 + C_2 + ...)]``."""
+    numbers = []
+    for voxels in (each.flatten(2) for each in maps):
+        spread = voxels.var(2, unbiased=False) + 1e-5  # a single voxel has none, and the root no slope there
+        numbers += [voxels.mean(2), spread.sqrt()]
+    return torch.cat(numbers, dim=1)
 
 
 def _leak() -> nn.Module:
     return nn.LeakyReLU(0.1)  # 16 plain ReLUs died at learning rates of 1e-3, all of them
 
 
-HEADS: dict[str, Callable[[int, int, int, float], nn.Sequential]] = {"linear": _linear_head, "conv": _conv_head}
+HEADS: dict[str, Callable[[int, list[int], int, float], nn.Sequential]] = {
+    "linear": _linear_head,
+    "conv": _conv_head,
+    "stages": _stages_head,
+}
 CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
     "encoder": EncoderClassifier,
     "vgg16": VGG16,

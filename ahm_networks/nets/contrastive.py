@@ -54,7 +54,7 @@ class ContrastiveEncoder(nn.Module):
     ) -> None:
         super().__init__()
         divisor, network = build_backbone(backbone, spatial_dims, in_channels, in_channels, backbone_args or {})
-        channels = encoder_channels(network)
+        channels = encoder_channels(network)[-1]
         hidden_size = channels if hidden_size is None else hidden_size
         if min(projection_size, hidden_size) < 1:
             raise ValueError(

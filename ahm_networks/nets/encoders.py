@@ -83,11 +83,15 @@ def encoder_root(network: nn.Module) -> nn.Module:
     return inner.swinViT if isinstance(inner, SwinUNETR) else inner
 
 
-def encoder_channels(network: nn.Module) -> int:
-    """Count the channels of the encoder's last feature map.
+def encoder_channels(network: nn.Module) -> list[int]:
+    """Count the channels of each of :func:`encoder_features`'s maps.
 
     Raises:
         TypeError: as :func:`encoder_stages`.
+
+    Example:
+        >>> encoder_channels(UNet(2, 1, 1, channels=(8, 16, 32), strides=(2, 2)))
+        [8, 16, 32]
     """
     inner = encoder_network(network)
     return ENCODERS[type(inner)](inner)[1]
@@ -159,54 +163,58 @@ def _keep(parent: nn.Module, kept: set[nn.Module]) -> None:
             _keep(child, kept)
 
 
-def _unet(network: Any) -> tuple[Stages, int]:
+def _unet(network: Any) -> tuple[Stages, list[int]]:
     stages, block = [], network.model
     while isinstance(block, nn.Sequential) and len(block) == 3 and isinstance(block[1], SkipConnection):
         stages.append([block[0]])
         block = block[1].submodule
-    return [*stages, [block]], network.channels[-1]
+    return [*stages, [block]], [*network.channels]
 
 
-def _basic_unet(network: Any) -> tuple[Stages, int]:
-    stages = [[network.conv_0], [network.down_1], [network.down_2], [network.down_3], [network.down_4]]
-    return stages, network.down_4.convs.conv_1.conv.out_channels
+def _basic_unet(network: Any) -> tuple[Stages, list[int]]:
+    downs = [network.down_1, network.down_2, network.down_3, network.down_4]
+    convolutions = [network.conv_0, *(down.convs for down in downs)]
+    channels = [double.conv_1.conv.out_channels for double in convolutions]
+    return [[network.conv_0], *([down] for down in downs)], channels
 
 
-def _context_unet(network: Any) -> tuple[Stages, int]:
+def _context_unet(network: Any) -> tuple[Stages, list[int]]:
     stages, block = [], network.body
     while isinstance(block, ContextLevel):
         stages.append([block.block])
         block = block.below
-    return [*stages, [block]], network.features[-1]
+    return [*stages, [block]], [*network.features]
 
 
-def _dynunet(network: Any) -> tuple[Stages, int]:
+def _dynunet(network: Any) -> tuple[Stages, list[int]]:
     blocks = [network.input_block, *network.downsamples, network.bottleneck]
-    return [[block] for block in blocks], network.filters[-1]
+    return [[block] for block in blocks], [*network.filters]
 
 
-def _segresnet(network: Any) -> tuple[Stages, int]:
+def _segresnet(network: Any) -> tuple[Stages, list[int]]:
     first = [network.convInit] if network.dropout_prob is None else [network.convInit, network.dropout]
     downs = list(network.down_layers)
-    return [[*first, downs[0]], *[[down] for down in downs[1:]]], network.init_filters * 2 ** (len(downs) - 1)
+    channels = [network.init_filters * 2**stage for stage in range(len(downs))]
+    return [[*first, downs[0]], *[[down] for down in downs[1:]]], channels
 
 
-def _unetr(network: Any) -> tuple[Stages, int]:
+def _unetr(network: Any) -> tuple[Stages, list[int]]:
     vit = network.vit
     blocks = list(vit.blocks)
-    return [[vit.patch_embedding], *[[block] for block in blocks[:-1]], [blocks[-1], vit.norm]], network.hidden_size
+    stages = [[vit.patch_embedding], *[[block] for block in blocks[:-1]], [blocks[-1], vit.norm]]
+    return stages, [network.hidden_size] * len(stages)
 
 
-def _swin_unetr(network: Any) -> tuple[Stages, int]:
+def _swin_unetr(network: Any) -> tuple[Stages, list[int]]:
     swin = network.swinViT
     stages = [[swin.patch_embed, swin.pos_drop]]
     for name in ("layers1", "layers2", "layers3", "layers4"):
         convolutions = getattr(swin, f"{name}c", [])  # of version 2 only
         stages.append([*convolutions, *getattr(swin, name)])
-    return stages, 2 * swin.num_features
+    return stages, [swin.embed_dim * 2**stage for stage in range(len(stages))]
 
 
-ENCODERS: dict[type[nn.Module], Callable[[Any], tuple[Stages, int]]] = {
+ENCODERS: dict[type[nn.Module], Callable[[Any], tuple[Stages, list[int]]]] = {
     UNet: _unet,
     BasicUNet: _basic_unet,
     ContextUNet: _context_unet,

@@ -40,6 +40,7 @@ VGG16_CONVOLUTIONS = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
 MONAI_LEAVES_OUT = "norm_cross_attn"  # ViT blocks hold this norm and never use it
 
 every_backbone = pytest.mark.parametrize("backbone", SMALL)
+every_head = pytest.mark.parametrize("head", ["linear", "conv", "stages"])
 both_heads = pytest.mark.parametrize("head", ["linear", "conv"])
 two_and_three_d = pytest.mark.parametrize("dims", [2, 3], ids=["2d", "3d"])
 
@@ -61,8 +62,9 @@ def weights_without_gradient(network: nn.Module) -> list[str]:
 @two_and_three_d
 @every_backbone
 class TestEncoder:
-    def test_images_of_any_size_reach_every_weight(self, backbone: str, dims: int) -> None:
-        network = build(backbone, dims, channels=2)
+    @pytest.mark.parametrize("head", ["linear", "stages"])
+    def test_images_of_any_size_reach_every_weight(self, backbone: str, dims: int, head: str) -> None:
+        network = build(backbone, dims, channels=2, head=head)
         logits = network(images(dims, channels=2))
         assert logits.shape == (2, 3)
         logits.square().sum().backward()
@@ -162,7 +164,34 @@ def test_head_learns_whatever_its_hidden_units_say(head: str) -> None:
     assert all(p.grad.abs().max() > 0 for p in network.encoder.parameters() if p.ndim > 1 and p.grad is not None)
 
 
-@both_heads
+def test_stages_head_reads_mean_and_deviation_of_every_channel() -> None:
+    network, image = build(head="stages").eval(), images(2, size=(16, 12))
+    with torch.no_grad():
+        maps = [maps.flatten(2) for maps in encoder_features(network, image)]
+        read = torch.cat([torch.cat([m.mean(2), m.std(2, unbiased=False)], dim=1) for m in maps], dim=1)
+        assert read.shape == (2, 2 * (4 + 8 + 8))
+        assert torch.allclose(network(image), network.head(read), atol=1e-4)
+
+
+def test_stages_head_standardises_over_the_batch_and_takes_a_batch_of_one() -> None:
+    network, image = build(head="stages", dropout=0.0), images(2, size=(16, 12))
+    read: list[Tensor] = []
+    network.head[1].register_forward_hook(lambda *call: read.append(call[-1]))
+    network(image)
+    assert torch.allclose(read[0].mean(0), torch.zeros(40), atol=1e-4)
+    state = {name: value.clone() for name, value in network.head[0].state_dict().items()}
+    network(image[:1]).sum().backward()
+    assert torch.isfinite(read[1]).all() and read[1].abs().max() > 0
+    assert all(torch.equal(value, state[name]) for name, value in network.head[0].state_dict().items())
+
+
+def test_a_single_voxel_at_the_bottom_has_a_finite_gradient() -> None:
+    network = build(head="stages")
+    network(images(2, size=(4, 4))).square().sum().backward()
+    assert all(torch.isfinite(weight.grad).all() for weight in network.parameters() if weight.grad is not None)
+
+
+@every_head
 def test_dropout(head: str) -> None:
     image = images(2)
     dropping, keeping = build(head=head, dropout=0.9), build(head=head, dropout=0.0)
@@ -173,7 +202,7 @@ def test_dropout(head: str) -> None:
 
 class TestErrors:
     def test_unknown_head(self) -> None:
-        with pytest.raises(ValueError, match="head: expected one of linear, conv, got 'mlp'"):
+        with pytest.raises(ValueError, match="head: expected one of linear, conv, stages, got 'mlp'"):
             EncoderClassifier(2, 1, 3, head="mlp")
 
     def test_unknown_backbone(self) -> None:
@@ -219,6 +248,13 @@ class TestExport:
         network = build("swinunetr").eval()
         traced = convert_to_torchscript(network, inputs=[images(2)[:1]], use_trace=True)
         assert torch.allclose(traced(images(2)), network(images(2)), atol=1e-6)
+
+    def test_the_head_of_all_stages_is_traced(self) -> None:
+        network = build(head="stages").eval()
+        traced = convert_to_torchscript(network, inputs=[images(2)[:1]], use_trace=True)
+        assert torch.allclose(traced(images(2)), network(images(2)), atol=1e-6)
+        with pytest.raises(ValueError, match=r"head: .*'stages' is exported by tracing.*--use_trace True"):
+            convert_to_torchscript(network)
 
     def test_vgg16_is_scripted(self) -> None:
         network = VGG16(2, 1, 3).eval()
@@ -293,8 +329,13 @@ def stripes() -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize(
     ("name", "steps", "args"),
-    [("encoder", 20, {"head": "linear"}), ("encoder", 20, {"head": "conv"}), ("vgg16", 5, {})],
-    ids=["linear", "conv", "vgg16"],
+    [
+        ("encoder", 20, {"head": "linear"}),
+        ("encoder", 20, {"head": "conv"}),
+        ("encoder", 20, {"head": "stages"}),
+        ("vgg16", 5, {}),
+    ],
+    ids=["linear", "conv", "stages", "vgg16"],
 )
 def test_learns_to_tell_stripes_apart(name: str, steps: int, args: dict[str, Any]) -> None:
     torch.manual_seed(0)

@@ -45,13 +45,13 @@ class TestEveryBackbone:
             expected = [network.proj_feat(tokens) for tokens in seen]
         assert len(features) == STAGES[name] == len(expected)
         assert all(torch.equal(a, b) for a, b in zip(features, expected, strict=True))
-        assert features[-1].shape[1] == encoder_channels(network)
+        assert [feature.shape[1] for feature in features] == encoder_channels(network)
         sizes = [feature.shape[2:].numel() for feature in features]
         assert sizes == sorted(sizes, reverse=True)
 
     def test_without_decoder_the_encoder_stays(self, build, name, dims):
         network, image = build(name, dims), image_for(name, dims)
-        before, state = encoder_features(network, image)[-1], network.state_dict(keep_vars=True)
+        before, state = encoder_features(network, image), network.state_dict(keep_vars=True)
         encoder = tensors_of(encoder_stages(network))
         assert drop_decoder(network) is network
         kept = network.state_dict(keep_vars=True)
@@ -61,8 +61,8 @@ class TestEveryBackbone:
             id(t) for stage in encoder_stages(network) for m in stage for t in m.state_dict(keep_vars=True).values()
         }
         assert list(kept) == [key for key, tensor in state.items() if id(tensor) in belonging]
-        assert torch.equal(encoder_features(network, image)[-1], before)
-        assert encoder_channels(network) == before.shape[1]
+        assert all(map(torch.equal, encoder_features(network, image), before))
+        assert encoder_channels(network) == [maps.shape[1] for maps in before]
 
 
 @every_backbone

@@ -50,7 +50,7 @@ def refused(data: Path | None, output: Path, **options: Any) -> str:
     ("options", "told"),
     [
         ({"architecture": "resnet"}, ["encoder, vgg16, densenet121", "resnet"]),
-        ({"architecture_args": {"head": "mlp"}}, ["head", "linear, conv", "mlp"]),
+        ({"architecture_args": {"head": "mlp"}}, ["head", "linear, conv, stages", "mlp"]),
         ({"architecture_args": {"backbone": "vnet"}}, ["backbone", "vnet"]),
         ({"key_metric": "dice"}, ["key metric", "macro_f1", "dice"]),
         ({"schedule": "poly"}, ["schedule", "cosine, step", "poly"]),
