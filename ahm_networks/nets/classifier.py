@@ -233,9 +233,9 @@ class _Standardise(nn.BatchNorm1d):
 
 
 def _statistics(maps: list[Tensor]) -> Tensor:
-    """Mean and standard deviation of each channel of each map, ``[B, 2 (C_1 + C_2 + ...)]``."""
+    """Mean and standard deviation of each channel of each map, ``[B, 2 (C_1 + C_2 + ...)]`` float32."""
     numbers = []
-    for voxels in (each.flatten(2) for each in maps):
+    for voxels in (each.flatten(2).float() for each in maps):
         spread = voxels.var(2, unbiased=False) + 1e-5  # a single voxel has none, and the root no slope there
         numbers += [voxels.mean(2), spread.sqrt()]
     return torch.cat(numbers, dim=1)

@@ -185,6 +185,15 @@ def test_stages_head_standardises_over_the_batch_and_takes_a_batch_of_one() -> N
     assert all(torch.equal(value, state[name]) for name, value in network.head[0].state_dict().items())
 
 
+def test_stages_head_reads_in_full_precision_under_autocast() -> None:
+    network, image = build(head="stages", dropout=0.0), images(2, size=(16, 12))
+    read: list[Tensor] = []
+    network.head[0].register_forward_hook(lambda module, inputs, output: read.append(inputs[0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.isfinite(network(image)).all()
+    assert read[0].dtype == torch.float32
+
+
 def test_a_single_voxel_at_the_bottom_has_a_finite_gradient() -> None:
     network = build(head="stages")
     network(images(2, size=(4, 4))).square().sum().backward()
