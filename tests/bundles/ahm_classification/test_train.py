@@ -69,7 +69,7 @@ def changed(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> 
     return {key.split(".")[0] for key in first if not torch.equal(first[key], second[key])}
 
 
-@pytest.mark.parametrize("head", ["linear", "conv"])
+@pytest.mark.parametrize("head", ["linear", "conv", "stages"])
 def test_training_from_scratch_leaves_checkpoints_and_a_record(pictures: Path, tmp_path: Path, head: str) -> None:
     network = {**TINY_NET, "head": head}
     train(pictures, tmp_path, **PICTURES, architecture_args=network, max_epochs=2, min_epoch_length=3, seed=5)
