@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +19,7 @@ from typer.testing import CliRunner
 from ahm_engines import cli
 from tests.fixtures_study_runs import TINY_RUN, TINY_UNET, patients_of, rows_of, table, write_blobs
 
+ROOT = Path(__file__).parents[3]
 PICTURES = {"modality": "image2d", "spatial_dims": 2}
 PRETRAIN = {**TINY_RUN, "backbone_args": TINY_UNET, "crop_size": 16, "patch_size": 4, "samples_per_case": 1}
 BROKEN: dict[str, Any] = {"title": "broken", "pretrain": {"masker": "nonsense"}, "compare_with": ["random"]}
@@ -193,7 +196,8 @@ def test_a_study_of_classes(tmp_path: Path) -> None:
         (images / str(grade)).mkdir(parents=True)
         for number in range(5):
             noise = np.random.default_rng(10 * grade + number).integers(0, 40, (24, 24))
-            Image.fromarray((100 * (grade - 1) + noise).astype(np.uint8)).save(images / str(grade) / f"{number}.png")
+            stripes = 100 * (grade - 1) * (np.arange(24) % 2)
+            Image.fromarray((stripes + noise).astype(np.uint8)).save(images / str(grade) / f"{number}.png")
     finetune = {**TINY_RUN, "architecture_args": {"backbone_args": TINY_UNET}, "image_size": 16}
     settings = {
         **{"task": "classification", "seeds": {"1.0": [3]}, "arms": ["scratch", "random"], "pretrain": PRETRAIN},
@@ -207,3 +211,7 @@ def test_a_study_of_classes(tmp_path: Path) -> None:
         assert (row["labelled_patients"], row["validation"] != "") == ("6", True)
     scored = table(tmp_path / "study/runs/finetune/random_labels1_seed3/evaluation/scores.csv")
     assert "accuracy" in (tmp_path / "study/report.md").read_text().lower() and len(scored) > 2
+
+    words = [sys.executable, "-m", "benchmarks.frozen_features", str(ran.folder)]
+    told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert json.loads(told.splitlines()[-1]) == {"untrained": {"3": 100.0}, "random": {"3": 100.0}}, told
