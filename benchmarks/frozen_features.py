@@ -4,8 +4,9 @@
 Run with ``python -m benchmarks.frozen_features STUDY`` on the folder of an `ahm study` of a classification. For each
 arm and seed, the encoder that finetuning would start from turns the labelled images into mean and standard deviation of
 every channel of every stage; a logistic regression learns from them and is scored on the validation patients.
-"untrained" is the same network without pretraining. It takes seconds for an arm, and says nothing about what finetuning
-makes of it.
+"untrained" is the same network without pretraining; all arms must have the backbone of the first. Images have the
+study's ``finetune.image_size``, or else the size of the crops of pretraining. It takes seconds for an arm, and says
+nothing about what finetuning makes of it.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from monai.utils import set_determinism
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ahm_engines.study.cells import Cell, pretrained_by
-from ahm_engines.study.finished import Finished, read_finished
+from ahm_engines.study.cells import BEST
+from ahm_engines.study.finished import PRETRAIN, Finished, read_finished
 from ahm_engines.study.statistics import judge, mean_and_sd, paired_bootstrap
 from ahm_engines.trained import trained_settings
 from ahm_networks import EncoderClassifier, transfer_weights
@@ -54,10 +55,16 @@ def main() -> None:
 def scores(study: Finished, fraction: float, seed: int, part: str) -> dict[str, float]:
     """AUROC in points of each arm, on one seed."""
     cases = json.loads((study.folder / f"splits/seed{seed}_labels{fraction:g}.json").read_text(encoding="utf-8"))
-    models = {name: model for name in study.arms if (model := _model(study, name, seed)) is not None}
+    cells = {cell.arm: cell for cell in study.planned() if cell.stage == PRETRAIN and cell.seed == seed}
+    if not cells:
+        raise SystemExit(f"{study.folder}: expected an arm that is pretrained, got {', '.join(study.arms)}.")
+    models = {
+        name: _weights(study.folder / cells[name].folder / "models" / BEST) for name in study.arms if name in cells
+    }
     settings = trained_settings(next(iter(models.values())))
     finetune = json.loads((study.folder / "study.json").read_text(encoding="utf-8"))["finetune"]
-    images = {each: _images(cases[each], settings, finetune["image_size"]) for each in ("training", part)}
+    size = finetune.get("image_size", settings["crop_size"])
+    images = {each: _images(cases[each], settings, size) for each in ("training", part)}
     classes = sorted({case["label"] for case in cases["training"]})
     labels = {each: torch.tensor([classes.index(case["label"]) for case in cases[each]]) for each in images}
     found = {}
@@ -83,17 +90,13 @@ def report(study: Finished, found: dict[int, dict[str, float]], fraction: float)
     print(json.dumps(values))
 
 
-def _model(study: Finished, name: str, seed: int) -> Path | None:
-    """Pretrained weights of an arm; None from scratch, and where two arms share them, of the second."""
-    if study.arms[name].pretrain is None or pretrained_by(study, name) != name:
-        return None
-    path = study.folder / Cell("pretrain", name, seed).folder / "models/model.pt"
+def _weights(path: Path) -> Path:
     if not path.is_file():
         raise SystemExit(f"{path}: no such file; let the study finish its pretrainings.")
     return path
 
 
-def _images(cases: Sequence[dict[str, Any]], settings: dict[str, Any], image_size: int) -> Tensor:
+def _images(cases: Sequence[dict[str, Any]], settings: dict[str, Any], image_size: int | Sequence[int]) -> Tensor:
     chain = recipes.classification_deterministic(
         settings["modality"],
         spatial_dims=settings["spatial_dims"],
