@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What pretraining taught an encoder: a linear classifier on features that stay as they are.
 
-Run with ``python -m benchmarks.frozen_features STUDY`` on the folder of an `ahm study` of a classification. For each
-arm and seed, the encoder that finetuning would start from turns the labelled images into mean and standard deviation of
-every channel of every stage; a logistic regression learns from them and is scored on the validation patients.
-"untrained" is the same network without pretraining; all arms must have the backbone of the first. Images have the
-study's ``finetune.image_size``, or else the size of the crops of pretraining. It takes seconds for an arm, and says
-nothing about what finetuning makes of it.
+Run with ``python -m benchmarks.frozen_features STUDY`` on the folder of an `ahm study`. For each arm and seed, the
+encoder that finetuning would start from turns the labelled images into features; a logistic regression learns the
+classes from them and is scored on the validation patients. In a classification, the features are mean and standard
+deviation of every channel of every stage, and images have the study's ``finetune.image_size`` or else the size of the
+crops of pretraining. In a segmentation, single voxels are classified, by all channels of all stages brought to the grid
+of the image; of each patient, as many are drawn of each class. "untrained" is the same network without pretraining; all
+arms must have the backbone of the first. It takes seconds for an arm, and says nothing about what finetuning makes of
+it.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +32,12 @@ from ahm_engines.study.finished import PRETRAIN, Finished, read_finished
 from ahm_engines.study.statistics import judge, mean_and_sd, paired_bootstrap
 from ahm_engines.trained import trained_settings
 from ahm_networks import EncoderClassifier, transfer_weights
-from ahm_networks.nets import read_weights
+from ahm_networks.nets import encoder_features, read_weights
+from ahm_networks.nets.padding import pad_to_multiples
 from ahm_transforms import recipes
 
 UNTRAINED = "untrained"
+VOXELS = 5_000  # of each class, from all patients together
 PENALTY = 100.0  # of the squared weights, half of it, against the summed cross-entropy (scikit-learn's C = 0.01)
 
 
@@ -44,8 +49,6 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     study = read_finished(args.study)
-    if study.task != "classification":
-        raise SystemExit(f"{args.study}: expected a study of a classification, got one of a {study.task}.")
     fraction = max(study.seeds) if args.fraction is None else args.fraction
     if fraction not in study.seeds:
         raise SystemExit(f"--fraction: expected one of {sorted(study.seeds)}, got {fraction}.")
@@ -62,15 +65,13 @@ def scores(study: Finished, fraction: float, seed: int, part: str) -> dict[str, 
         name: _weights(study.folder / cells[name].folder / "models" / BEST) for name in study.arms if name in cells
     }
     settings = trained_settings(next(iter(models.values())))
-    finetune = json.loads((study.folder / "study.json").read_text(encoding="utf-8"))["finetune"]
-    size = finetune.get("image_size", settings["crop_size"])
-    images = {each: _images(cases[each], settings, size) for each in ("training", part)}
-    classes = sorted({case["label"] for case in cases["training"]})
-    labels = {each: torch.tensor([classes.index(case["label"]) for case in cases[each]]) for each in images}
+    asked = {each: _asked(study, cases[each], settings, seed) for each in ("training", part)}
+    known, truth = asked["training"].labels, asked[part].labels
     found = {}
     for name, model in {UNTRAINED: None, **models}.items():
-        features = {each: _features(_encoder(settings, model, seed), images[each]) for each in images}
-        found[name] = _auroc(features["training"], labels["training"], features[part], labels[part], len(classes))
+        network = _network(settings, model, seed)
+        features = {each: _features(network, asked[each]) for each in asked}
+        found[name] = _auroc(features["training"], known, features[part], truth, int(known.max()) + 1)
     return found
 
 
@@ -96,20 +97,55 @@ def _weights(path: Path) -> Path:
     return path
 
 
-def _images(cases: Sequence[dict[str, Any]], settings: dict[str, Any], image_size: int | Sequence[int]) -> Tensor:
-    chain = recipes.classification_deterministic(
-        settings["modality"],
-        spatial_dims=settings["spatial_dims"],
-        spacing_mm=settings["spacing_mm"],
-        channels=settings["in_channels"],
-        window_hu=tuple(settings["window_hu"]),
-        image_size=image_size,
-    )
-    loader = DataLoader(Dataset([{"image": case["image"]} for case in cases], chain), batch_size=16)
-    return torch.cat([batch["image"].as_tensor() for batch in loader])
+@dataclass(frozen=True)
+class _Asked:
+    """Images in batches ``[B, C, *S]``, and classes ``[N]`` of the images or of the voxels drawn from each batch."""
+
+    batches: Sequence[Tensor]
+    labels: Tensor
+    voxels: Sequence[Tensor] | None = None
 
 
-def _encoder(settings: dict[str, Any], model: Path | None, seed: int) -> nn.Module:
+def _asked(study: Finished, cases: Sequence[dict[str, Any]], settings: dict[str, Any], seed: int) -> _Asked:
+    options = {
+        "spatial_dims": settings["spatial_dims"],
+        "spacing_mm": settings["spacing_mm"],
+        "channels": settings["in_channels"],
+        "window_hu": tuple(settings["window_hu"]),
+    }
+    told = json.loads((study.folder / "study.json").read_text(encoding="utf-8"))
+    names = told["data"]["classes"]
+    if study.task == "classification":
+        size = told["finetune"].get("image_size", settings["crop_size"])
+        chain = recipes.classification_deterministic(settings["modality"], image_size=size, **options)
+        loader = DataLoader(Dataset([{"image": case["image"]} for case in cases], chain), batch_size=16)
+        labels = [names.index(case["label"]) for case in cases]
+        return _Asked([batch["image"].as_tensor() for batch in loader], torch.tensor(labels))
+    options.update(num_classes=len(names), label_values=told["data"].get("label_values"))
+    chain = recipes.segmentation_deterministic(settings["modality"], **options)
+    generator = torch.Generator().manual_seed(seed)
+    batches, labels, voxels = [], [], []
+    for case in Dataset([{key: case[key] for key in ("image", "label")} for case in cases], chain):
+        image, label = (_as_batch(case[key].as_tensor(), settings["spatial_dims"]) for key in ("image", "label"))
+        drawn = _draw(label.flatten(), len(names) + 1, -(-VOXELS // len(cases)), generator)
+        batches.append(image)
+        voxels.append(drawn)
+        labels.append(label.flatten()[drawn].long())
+    return _Asked(batches, torch.cat(labels), voxels)
+
+
+def _as_batch(volume: Tensor, spatial_dims: int) -> Tensor:
+    """``[C, *S]`` as a batch of one, or as a batch of its slices for a network of fewer axes."""
+    return volume.movedim(-1, 0) if volume.ndim > spatial_dims + 1 else volume[None]
+
+
+def _draw(classes: Tensor, how_many: int, most: int, generator: torch.Generator) -> Tensor:
+    """Positions of up to ``most`` voxels of each class, in no order."""
+    order = torch.randperm(len(classes), generator=generator)
+    return torch.cat([order[classes[order] == each][:most] for each in range(how_many)])
+
+
+def _network(settings: dict[str, Any], model: Path | None, seed: int) -> EncoderClassifier:
     set_determinism(seed)
     backbone = {"backbone": settings["backbone"], "backbone_args": settings["backbone_args"]}
     network = EncoderClassifier(settings["spatial_dims"], settings["in_channels"], 2, head="stages", **backbone)
@@ -120,8 +156,23 @@ def _encoder(settings: dict[str, Any], model: Path | None, seed: int) -> nn.Modu
 
 
 @torch.no_grad()
-def _features(encoder: nn.Module, images: Tensor) -> Tensor:
-    return torch.cat([encoder(batch) for batch in images.split(16)]).double()
+def _features(network: EncoderClassifier, asked: _Asked) -> Tensor:
+    """One row ``[F]`` for each image or drawn voxel."""
+    if asked.voxels is None:
+        return torch.cat([network(batch) for batch in asked.batches]).double()
+    pairs = zip(asked.batches, asked.voxels, strict=True)
+    return torch.cat([_of_voxels(network, batch, drawn) for batch, drawn in pairs]).double()
+
+
+def _of_voxels(network: EncoderClassifier, batch: Tensor, drawn: Tensor) -> Tensor:
+    padded = pad_to_multiples(batch, network.divisor, network.fixed_size)
+    size = padded.shape[2:]
+    mode = "bilinear" if len(size) == 2 else "trilinear"
+    maps = [F.interpolate(each, size, mode=mode) for each in encoder_features(network.encoder, padded)]
+    inside = torch.cat(maps, dim=1).movedim(1, -1)
+    for axis, side in enumerate(batch.shape[2:], start=1):
+        inside = inside.narrow(axis, 0, side)
+    return inside.flatten(0, -2)[drawn]
 
 
 def _auroc(known: Tensor, labels: Tensor, asked: Tensor, truth: Tensor, classes: int) -> float:

@@ -212,6 +212,18 @@ def test_a_study_of_classes(tmp_path: Path) -> None:
     scored = table(tmp_path / "study/runs/finetune/random_labels1_seed3/evaluation/scores.csv")
     assert "accuracy" in (tmp_path / "study/report.md").read_text().lower() and len(scored) > 2
 
-    words = [sys.executable, "-m", "benchmarks.frozen_features", str(ran.folder)]
+    assert frozen_features(ran.folder) == {"untrained": {"3": 100.0}, "random": {"3": 100.0}}
+
+
+def frozen_features(study: Path) -> dict[str, dict[str, float]]:
+    words = [sys.executable, "-m", "benchmarks.frozen_features", str(study)]
     told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert json.loads(told.splitlines()[-1]) == {"untrained": {"3": 100.0}, "random": {"3": 100.0}}, told
+    return json.loads(told.splitlines()[-1])
+
+
+def test_single_voxels_are_classified_by_frozen_features(second: Ran) -> None:
+    """Bright squares are found by any features; equal weights give equal scores."""
+    found = frozen_features(second.folder)
+    assert list(found) == ["untrained", "random", "random_equal_time", "a3c", "own"]
+    assert found["own"] == found["random"] != found["a3c"]
+    assert all(85 < score <= 100 for scores in found.values() for score in scores.values()), found
