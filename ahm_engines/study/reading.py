@@ -84,21 +84,25 @@ def _study(content: dict[str, Any], data_dir: Path | None) -> Study:
 
 
 def _arms(chosen: Sequence[str] | Mapping[str, Any]) -> dict[str, Arm]:
-    """From names on the shelf, or from definitions, which build on the shelf's arm of that name or of ``like``."""
-    shelf = _load(ARMS)
+    """From names on the shelf, or from definitions, which build on the arm of that name or of ``like``.
+
+    That arm stands on the shelf or further up among the definitions.
+    """
+    known = _load(ARMS)
     entries = chosen if isinstance(chosen, Mapping) else {name: {} for name in chosen}
     arms: dict[str, Arm] = {}
     for name, entry in entries.items():
         like = entry.get("like", name)
         defined = "like" not in entry and ("pretrain" in entry or "finetune" in entry)
-        if like not in shelf and not defined:
-            raise ValueError(f"arms: expected names of {', '.join(sorted(shelf))}, got {like!r}.")
-        whole = _merged(shelf.get(like, {}), {key: value for key, value in entry.items() if key != "like"})
+        if like not in known and not defined:
+            raise ValueError(f"arms: expected names of {', '.join(sorted(known))}, got {like!r}.")
+        whole = _merged(known.get(like, {}), {key: value for key, value in entry.items() if key != "like"})
+        known[name] = whole
         expect_known(f"arms.{name}", whole, set(Arm.__dataclass_fields__))
-        whole["compare_with"] = whole.get("compare_with") or []
+        compare_with = whole.get("compare_with") or []
         if "compare_with" not in entry:
-            whole["compare_with"] = [other for other in whole["compare_with"] if other in entries and other != name]
-        arms[name] = Arm(**{"title": name.replace("_", " "), **whole})
+            compare_with = [other for other in compare_with if other in entries and other != name]
+        arms[name] = Arm(**{"title": name.replace("_", " "), **whole, "compare_with": compare_with})
     return arms
 
 

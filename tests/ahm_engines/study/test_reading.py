@@ -101,12 +101,18 @@ def test_an_arm_like_another_changes_what_it_says() -> None:
         "scratch": {},
         "a3c": {"pretrain": {"mask_ratio": 0.9}},
         "less": {"like": "a3c", "title": "less", "pretrain": {"mask_ratio": 0.3}},
+        "lesser": {"like": "less", "title": "lesser", "finetune": {"freeze_epochs": 1}},
         "my_own": {"pretrain": {"masker": "boxes"}},
     }
     study = read(arms=arms)
     assert study.arms["a3c"].pretrain == {"masker": "a3c", "mask_ratio": 0.9} and study.arms["a3c"].title == "A3C"
     assert study.arms["less"].pretrain == {"masker": "a3c", "mask_ratio": 0.3}
     assert (study.arms["less"].title, study.arms["less"].compare_with) == ("less", ["scratch"])
+    assert (study.arms["lesser"].pretrain, study.arms["lesser"].finetune) == (
+        study.arms["less"].pretrain,
+        {"freeze_epochs": 1},
+    )
+    assert study.arms["less"].finetune == {} and study.arms["lesser"].compare_with == ["scratch"]
     assert (study.arms["my_own"].title, study.arms["my_own"].compare_with) == ("my own", [])
 
 
