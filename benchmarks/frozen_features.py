@@ -6,7 +6,7 @@ encoder that finetuning would start from turns the labelled images into features
 classes from them and is scored on the validation patients. In a classification, the features are mean and standard
 deviation of every channel of every stage, and images have the study's ``finetune.image_size`` or else the size of the
 crops of pretraining. In a segmentation, single voxels are classified, by all channels of all stages brought to the grid
-of the image; of each patient, as many are drawn of each class. "untrained" is the same network without pretraining; all
+of the image; of each case, as many are drawn of each class. "untrained" is the same network without pretraining; all
 arms must have the backbone of the first. It takes seconds for an arm, and says nothing about what finetuning makes of
 it.
 """
@@ -125,7 +125,7 @@ def _asked(study: Finished, cases: Sequence[dict[str, Any]], settings: dict[str,
     chain = recipes.segmentation_deterministic(settings["modality"], **options)
     generator = torch.Generator().manual_seed(seed)
     batches, labels, voxels = [], [], []
-    for case in Dataset([{key: case[key] for key in ("image", "label")} for case in cases], chain):
+    for case in Dataset(cases, chain):
         image, label = (_as_batch(case[key].as_tensor(), settings["spatial_dims"]) for key in ("image", "label"))
         drawn = _draw(label.flatten(), len(names) + 1, -(-VOXELS // len(cases)), generator)
         batches.append(image)
