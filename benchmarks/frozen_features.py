@@ -33,6 +33,7 @@ from ahm_engines.study.statistics import judge, mean_and_sd, paired_bootstrap
 from ahm_engines.trained import trained_settings
 from ahm_networks import EncoderClassifier, transfer_weights
 from ahm_networks.nets import encoder_features, read_weights
+from ahm_networks.nets.adaptation import MODES
 from ahm_networks.nets.padding import pad_to_multiples
 from ahm_transforms import recipes
 
@@ -65,7 +66,8 @@ def scores(study: Finished, fraction: float, seed: int, part: str) -> dict[str, 
         name: _weights(study.folder / cells[name].folder / "models" / BEST) for name in study.arms if name in cells
     }
     settings = trained_settings(next(iter(models.values())))
-    asked = {each: _asked(study, cases[each], settings, seed) for each in ("training", part)}
+    told = json.loads((study.folder / "study.json").read_text(encoding="utf-8"))
+    asked = {each: ASKED[study.task](told, cases[each], settings, seed) for each in ("training", part)}
     known, truth = asked["training"].labels, asked[part].labels
     found = {}
     for name, model in {UNTRAINED: None, **models}.items():
@@ -106,32 +108,38 @@ class _Asked:
     voxels: Sequence[Tensor] | None = None
 
 
-def _asked(study: Finished, cases: Sequence[dict[str, Any]], settings: dict[str, Any], seed: int) -> _Asked:
-    options = {
+def _images(told: dict[str, Any], cases: Sequence[dict[str, Any]], settings: dict[str, Any], seed: int) -> _Asked:
+    size = told["finetune"].get("image_size", settings["crop_size"])
+    chain = recipes.classification_deterministic(settings["modality"], image_size=size, **_grid(settings))
+    loader = DataLoader(Dataset([{"image": case["image"]} for case in cases], chain), batch_size=16)
+    labels = [told["data"]["classes"].index(case["label"]) for case in cases]
+    return _Asked([batch["image"].as_tensor() for batch in loader], torch.tensor(labels))
+
+
+def _voxels(told: dict[str, Any], cases: Sequence[dict[str, Any]], settings: dict[str, Any], seed: int) -> _Asked:
+    classes = {"num_classes": len(told["data"]["classes"]), "label_values": told["data"].get("label_values")}
+    chain = recipes.segmentation_deterministic(settings["modality"], **classes, **_grid(settings))
+    generator = torch.Generator().manual_seed(seed)
+    batches, labels, voxels = [], [], []
+    for case in Dataset(cases, chain):
+        image, label = (_as_batch(case[key].as_tensor(), settings["spatial_dims"]) for key in ("image", "label"))
+        drawn = _draw(label.flatten(), classes["num_classes"] + 1, -(-VOXELS // len(cases)), generator)
+        batches.append(image)
+        voxels.append(drawn)
+        labels.append(label.flatten()[drawn].long())
+    return _Asked(batches, torch.cat(labels), voxels)
+
+
+ASKED = {"classification": _images, "segmentation": _voxels}
+
+
+def _grid(settings: dict[str, Any]) -> dict[str, Any]:
+    return {
         "spatial_dims": settings["spatial_dims"],
         "spacing_mm": settings["spacing_mm"],
         "channels": settings["in_channels"],
         "window_hu": tuple(settings["window_hu"]),
     }
-    told = json.loads((study.folder / "study.json").read_text(encoding="utf-8"))
-    names = told["data"]["classes"]
-    if study.task == "classification":
-        size = told["finetune"].get("image_size", settings["crop_size"])
-        chain = recipes.classification_deterministic(settings["modality"], image_size=size, **options)
-        loader = DataLoader(Dataset([{"image": case["image"]} for case in cases], chain), batch_size=16)
-        labels = [names.index(case["label"]) for case in cases]
-        return _Asked([batch["image"].as_tensor() for batch in loader], torch.tensor(labels))
-    options.update(num_classes=len(names), label_values=told["data"].get("label_values"))
-    chain = recipes.segmentation_deterministic(settings["modality"], **options)
-    generator = torch.Generator().manual_seed(seed)
-    batches, labels, voxels = [], [], []
-    for case in Dataset(cases, chain):
-        image, label = (_as_batch(case[key].as_tensor(), settings["spatial_dims"]) for key in ("image", "label"))
-        drawn = _draw(label.flatten(), len(names) + 1, -(-VOXELS // len(cases)), generator)
-        batches.append(image)
-        voxels.append(drawn)
-        labels.append(label.flatten()[drawn].long())
-    return _Asked(batches, torch.cat(labels), voxels)
 
 
 def _as_batch(volume: Tensor, spatial_dims: int) -> Tensor:
@@ -167,12 +175,12 @@ def _features(network: EncoderClassifier, asked: _Asked) -> Tensor:
 def _of_voxels(network: EncoderClassifier, batch: Tensor, drawn: Tensor) -> Tensor:
     padded = pad_to_multiples(batch, network.divisor, network.fixed_size)
     size = padded.shape[2:]
-    mode = "bilinear" if len(size) == 2 else "trilinear"
-    maps = [F.interpolate(each, size, mode=mode) for each in encoder_features(network.encoder, padded)]
-    inside = torch.cat(maps, dim=1).movedim(1, -1)
-    for axis, side in enumerate(batch.shape[2:], start=1):
-        inside = inside.narrow(axis, 0, side)
-    return inside.flatten(0, -2)[drawn]
+    inside: Any = (..., *[slice(side) for side in batch.shape[2:]])
+    picked = []
+    for stage in encoder_features(network.encoder, padded):
+        whole = F.interpolate(stage, size, mode=MODES[len(size)])[inside]
+        picked.append(whole.movedim(1, -1).flatten(0, -2)[drawn])
+    return torch.cat(picked, dim=1)
 
 
 def _auroc(known: Tensor, labels: Tensor, asked: Tensor, truth: Tensor, classes: int) -> float:
