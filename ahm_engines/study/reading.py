@@ -62,13 +62,14 @@ def read_study(
         layers += [asked, here]
     if config:
         layers.append(_read(Path(config)))
+    layers = [_sized(layer, size) for layer in layers]
+    layers += [_nested(key.split("."), value) for key, value in (changes or {}).items()]
     content: dict[str, Any] = {}
     for layer in layers:
-        content = _merged(content, _sized(layer, size))
-    for key, value in (changes or {}).items():
-        content = _merged(content, _nested(key.split("."), value))
+        content = _merged(content, layer)
     content.setdefault("name", "-".join(word for word in (preset or "study", ablation, size) if word))
     try:
+        content["arms"] = _arms([layer["arms"] for layer in layers if "arms" in layer])
         return _study(content, Path(data_dir) if data_dir else None)
     except (TypeError, AttributeError) as error:
         raise ValueError(f"study: an entry is of another kind than in the presets ({error}).") from error
@@ -80,29 +81,38 @@ def _study(content: dict[str, Any], data_dir: Path | None) -> Study:
     data = {key: _placed(key, value, data_dir) for key, value in content.get("data", {}).items()}
     seeds = {_fraction(fraction): _seeds(value) for fraction, value in content.get("seeds", {}).items()}
     ordered = {fraction: seeds[fraction] for fraction in sorted(seeds)}
-    return Study(**content | {"data": data, "seeds": ordered, "arms": _arms(content.get("arms", []))})
+    return Study(**content | {"data": data, "seeds": ordered})
 
 
-def _arms(chosen: Sequence[str] | Mapping[str, Any]) -> dict[str, Arm]:
-    """From names on the shelf, or from definitions, which build on the arm of that name or of ``like``.
+def _arms(layers: Sequence[Sequence[str] | Mapping[str, Any]]) -> dict[str, Arm]:
+    """The arms that the last layer names or defines.
 
-    That arm stands on the shelf or further up among the definitions.
+    A name is one of the shelf or of any layer. A definition builds on the arm of its own name or of ``like``: on the
+    shelf, in a layer before, or further up.
     """
     known = _load(ARMS)
-    entries = chosen if isinstance(chosen, Mapping) else {name: {} for name in chosen}
+    entries: Mapping[str, Any] = {}
+    for layer in layers:
+        entries = layer if isinstance(layer, Mapping) else {name: {} for name in layer}
+        known |= _defined(entries, known)
     arms: dict[str, Arm] = {}
     for name, entry in entries.items():
-        like = entry.get("like", name)
-        defined = "like" not in entry and ("pretrain" in entry or "finetune" in entry)
-        if like not in known and not defined:
-            raise ValueError(f"arms: expected names of {', '.join(sorted(known))}, got {like!r}.")
-        whole = _merged(known.get(like, {}), {key: value for key, value in entry.items() if key != "like"})
-        known[name] = whole
-        expect_known(f"arms.{name}", whole, set(Arm.__dataclass_fields__))
-        compare_with = whole.get("compare_with") or []
+        compare_with = known[name].get("compare_with") or []
         if "compare_with" not in entry:
             compare_with = [other for other in compare_with if other in entries and other != name]
-        arms[name] = Arm(**{"title": name.replace("_", " "), **whole, "compare_with": compare_with})
+        arms[name] = Arm(**{"title": name.replace("_", " "), **known[name], "compare_with": compare_with})
+    return arms
+
+
+def _defined(entries: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    arms: dict[str, Any] = {}
+    for name, entry in entries.items():
+        below, like = {**known, **arms}, entry.get("like", name)
+        alone = "like" not in entry and ("pretrain" in entry or "finetune" in entry)
+        if like not in below and not alone:
+            raise ValueError(f"arms: expected names of {', '.join(sorted(below))}, got {like!r}.")
+        arms[name] = _merged(below.get(like, {}), {key: value for key, value in entry.items() if key != "like"})
+        expect_known(f"arms.{name}", arms[name], set(Arm.__dataclass_fields__))
     return arms
 
 

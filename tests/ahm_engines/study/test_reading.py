@@ -116,6 +116,26 @@ def test_an_arm_like_another_changes_what_it_says() -> None:
     assert (study.arms["my_own"].title, study.arms["my_own"].compare_with) == ("my own", [])
 
 
+def test_names_choose_among_the_arms_of_a_file_and_of_an_ablation(tmp_path: Path) -> None:
+    defined = {
+        "arms": {
+            "a3c": {"pretrain": {"mask_ratio": 0.9}},
+            "less": {"like": "a3c", "pretrain": {"mask_ratio": 0.3}, "compare_with": ["scratch", "a3c", "random"]},
+            "least": {"like": "less", "pretrain": {"mask_ratio": 0.1}},
+        }
+    }
+    config = write(tmp_path, "c.json", defined)
+    arms = read_study(config=config, changes=DATA | {"arms": ["scratch", "least", "less"]}).arms
+    assert list(arms) == ["scratch", "least", "less"]
+    assert arms["least"].pretrain == {"masker": "a3c", "mask_ratio": 0.1}
+    assert arms["less"].compare_with == ["scratch"] and arms["least"].compare_with == ["scratch"]
+
+    own = {"arms": {"a3c": {"like": "least", "title": "mine"}}}
+    assert read_study(config=config, changes=DATA | own).arms["a3c"].pretrain == arms["least"].pretrain
+    ratios = read_study("hippocampus", ablation="mask_ratio", changes={"arms": ["scratch", "random_30"]}).arms
+    assert list(ratios) == ["scratch", "random_30"] and (ratios["random_30"].pretrain or {})["mask_ratio"] == 0.3
+
+
 def test_null_and_false_are_values(tmp_path: Path) -> None:
     config = write(tmp_path, "c.json", {"arms": {"random": {"pretrain": {"patch_size": None, "amp": False}}}})
     arm = read_study(config=config, changes=DATA).arms["random"]
