@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from ahm_engines import cli
+from benchmarks.frozen_features import _network as frozen_network
 from tests.fixtures_study_runs import TINY_RUN, TINY_UNET, patients_of, rows_of, table, write_blobs
 
 ROOT = Path(__file__).parents[3]
@@ -227,3 +229,12 @@ def test_single_voxels_are_classified_by_frozen_features(second: Ran) -> None:
     assert list(found) == ["untrained", "random", "random_equal_time", "a3c", "own"]
     assert found["own"] == found["random"] != found["a3c"]
     assert all(85 < score <= 100 for scores in found.values() for score in scores.values()), found
+
+
+def test_frozen_features_of_a_transformer_know_the_size_of_its_crops() -> None:
+    """UNETR alone has to be told, and a checkpoint of pretraining does not repeat it among its arguments."""
+    backbone = {"backbone": "unetr", "backbone_args": {"hidden_size": 24, "mlp_dim": 48, "num_heads": 2}}
+    network = frozen_network({"spatial_dims": 2, "in_channels": 1, "crop_size": 32, **backbone}, None, 0)
+    features = network(torch.rand(2, 1, 32, 32))
+    assert features.ndim == 2 and len(features) == 2 and features.isfinite().all()
+    assert backbone["backbone_args"].keys() == {"hidden_size", "mlp_dim", "num_heads"}
