@@ -155,9 +155,8 @@ def _draw(classes: Tensor, how_many: int, most: int, generator: torch.Generator)
 
 def _network(settings: dict[str, Any], model: Path | None, seed: int) -> EncoderClassifier:
     set_determinism(seed)
-    backbone = {"backbone": settings["backbone"], "backbone_args": dict(settings["backbone_args"])}
-    if settings["backbone"] == "unetr":  # the one that has to know the size of its images
-        backbone["backbone_args"]["img_size"] = settings["crop_size"]
+    size = {"img_size": settings["crop_size"]} if settings["backbone"] == "unetr" else {}
+    backbone = {"backbone": settings["backbone"], "backbone_args": size | settings["backbone_args"]}
     network = EncoderClassifier(settings["spatial_dims"], settings["in_channels"], 2, head="stages", **backbone)
     if model is not None:
         transfer_weights(network, read_weights(model))

@@ -94,7 +94,7 @@ def _arms(layers: Sequence[Sequence[str] | Mapping[str, Any]]) -> dict[str, Arm]
     entries: Mapping[str, Any] = {}
     for layer in layers:
         entries = layer if isinstance(layer, Mapping) else {name: {} for name in layer}
-        known |= _defined(entries, known)
+        known = _with_definitions(known, entries)
     arms: dict[str, Arm] = {}
     for name, entry in entries.items():
         compare_with = known[name].get("compare_with") or []
@@ -104,14 +104,14 @@ def _arms(layers: Sequence[Sequence[str] | Mapping[str, Any]]) -> dict[str, Arm]
     return arms
 
 
-def _defined(entries: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    arms: dict[str, Any] = {}
+def _with_definitions(known: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
+    arms = dict(known)
     for name, entry in entries.items():
-        below, like = {**known, **arms}, entry.get("like", name)
+        like = entry.get("like", name)
         alone = "like" not in entry and ("pretrain" in entry or "finetune" in entry)
-        if like not in below and not alone:
-            raise ValueError(f"arms: expected names of {', '.join(sorted(below))}, got {like!r}.")
-        arms[name] = _merged(below.get(like, {}), {key: value for key, value in entry.items() if key != "like"})
+        if like not in arms and not alone:
+            raise ValueError(f"arms: expected names of {', '.join(sorted(arms))}, got {like!r}.")
+        arms[name] = _merged(arms.get(like, {}), {key: value for key, value in entry.items() if key != "like"})
         expect_known(f"arms.{name}", arms[name], set(Arm.__dataclass_fields__))
     return arms
 
