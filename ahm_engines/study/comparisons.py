@@ -23,8 +23,9 @@ __all__ = ["Comparison", "Race", "compare", "compare_all", "race", "targets"]
 
 
 class Comparison(NamedTuple):
-    """Arm minus reference in the key metric; ``unmatched`` names the seeds that only one of them has."""
+    """Arm minus reference in a metric; ``unmatched`` names the seeds that only one of them has."""
 
+    metric: str
     arm: str
     reference: str
     fraction: float
@@ -43,20 +44,21 @@ class Race(NamedTuple):
     against_scratch: SpeedUp
 
 
-def compare_all(study: Finished) -> list[Comparison]:
-    """All comparisons of the study, arm by arm, fractions innermost."""
+def compare_all(study: Finished, metric: str) -> list[Comparison]:
+    """All comparisons of the study in one metric, arm by arm, fractions innermost."""
     pairs = [(arm, reference) for arm, settings in study.arms.items() for reference in settings.compare_with]
-    return [compare(study, *pair, fraction) for pair in pairs if pair[1] in study.arms for fraction in study.seeds]
+    known = [pair for pair in pairs if pair[1] in study.arms]
+    return [compare(study, metric, *pair, fraction) for pair in known for fraction in study.seeds]
 
 
-def compare(study: Finished, arm: str, reference: str, fraction: float) -> Comparison:
+def compare(study: Finished, metric: str, arm: str, reference: str, fraction: float) -> Comparison:
     """Pair two arms by seed; only seeds that both have finished count."""
-    ours, theirs = (study.values(study.key_metric, name, fraction) for name in (arm, reference))
+    ours, theirs = (study.values(metric, name, fraction) for name in (arm, reference))
     differences = {seed: ours[seed] - theirs[seed] for seed in sorted(ours) if seed in theirs}
     interval = paired_bootstrap(list(differences.values()))
     alone = {arm: sorted(set(ours) - set(theirs)), reference: sorted(set(theirs) - set(ours))}
     unmatched = {name: seeds for name, seeds in alone.items() if seeds}
-    return Comparison(arm, reference, fraction, differences, interval, judge(interval), unmatched)
+    return Comparison(metric, arm, reference, fraction, differences, interval, judge(interval), unmatched)
 
 
 def targets(study: Finished, fraction: float, scratch: str | None) -> dict[int, float]:

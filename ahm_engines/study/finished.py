@@ -66,6 +66,11 @@ class Finished:
         return next(own, self.scratch)
 
     @property
+    def other_metrics(self) -> list[str]:
+        """All metrics but the key metric."""
+        return [metric for metric in self.metrics if metric != self.key_metric]
+
+    @property
     def all_seeds(self) -> list[int]:
         """Every seed that some fraction uses."""
         return sorted({seed for seeds in self.seeds.values() for seed in seeds})

@@ -17,6 +17,7 @@ __all__ = ["preset_names", "read_study"]
 SIZES = ("small", "full")
 PRESETS = files("ahm_engines.study") / "presets"
 BASE, ARMS = "base", "arms"
+OF_ARM = "arms."  # begins a change of one arm
 ON_PRESETS = "presets"  # entry of an ablation: what differs on one preset
 WHOLE = ("arms", "seeds", "backbone_args", "architecture_args", "decoder_args")  # replaced, not merged
 
@@ -46,7 +47,8 @@ def read_study(
         ablation: name of a question, which brings its own arms.
         config: JSON file with the same entries as a preset.
         data_dir: folder that relative paths of ``data`` start from.
-        changes: single entries, such as ``{"finetune.max_epochs": 20}``.
+        changes: single entries, such as ``{"finetune.max_epochs": 20}``; one of an arm, such as
+            ``{"arms.a3c.pretrain.mask_ratio": 0.5}``, leaves the other arms in.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -63,13 +65,14 @@ def read_study(
     if config:
         layers.append(_read(Path(config)))
     layers = [_sized(layer, size) for layer in layers]
-    layers += [_nested(key.split("."), value) for key, value in (changes or {}).items()]
+    layers += [_nested(key.split("."), value) for key, value in (changes or {}).items() if not key.startswith(OF_ARM)]
     content: dict[str, Any] = {}
     for layer in layers:
         content = _merged(content, layer)
     content.setdefault("name", "-".join(word for word in (preset or "study", ablation, size) if word))
     try:
-        content["arms"] = _arms([layer["arms"] for layer in layers if "arms" in layer])
+        of_arms = {key.removeprefix(OF_ARM): value for key, value in (changes or {}).items() if key.startswith(OF_ARM)}
+        content["arms"] = _arms([layer["arms"] for layer in layers if "arms" in layer], of_arms)
         return _study(content, Path(data_dir) if data_dir else None)
     except (TypeError, AttributeError) as error:
         raise ValueError(f"study: an entry is of another kind than in the presets ({error}).") from error
@@ -84,8 +87,8 @@ def _study(content: dict[str, Any], data_dir: Path | None) -> Study:
     return Study(**content | {"data": data, "seeds": ordered})
 
 
-def _arms(layers: Sequence[Sequence[str] | Mapping[str, Any]]) -> dict[str, Arm]:
-    """The arms that the last layer names or defines.
+def _arms(layers: Sequence[Sequence[str] | Mapping[str, Any]], changes: Mapping[str, Any]) -> dict[str, Arm]:
+    """The arms that the last layer names or defines, with changes such as ``{"a3c.pretrain.mask_ratio": 0.5}``.
 
     A name is one of the shelf or of any layer. A definition builds on the arm of its own name or of ``like``: on the
     shelf, in a layer before, or further up.
@@ -95,6 +98,11 @@ def _arms(layers: Sequence[Sequence[str] | Mapping[str, Any]]) -> dict[str, Arm]
     for layer in layers:
         entries = layer if isinstance(layer, Mapping) else {name: {} for name in layer}
         known = _with_definitions(known, entries)
+    for key, value in changes.items():
+        changed = _nested(key.split("."), value)
+        expect_known("arms", changed, entries)
+        entries = _merged(entries, changed)
+        known = _with_definitions(known, changed)
     arms: dict[str, Arm] = {}
     for name, entry in entries.items():
         compare_with = known[name].get("compare_with") or []

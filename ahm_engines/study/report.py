@@ -33,6 +33,7 @@ from ahm_engines.study.tables import (
     difference_table,
     failure_table,
     key_table,
+    metric_difference_table,
     metrics_table,
     pretraining_table,
     steps_table,
@@ -63,7 +64,7 @@ def write_report(folder: str | Path) -> Report:
         OSError: when the folder cannot be written to.
     """
     study = read_finished(folder)
-    comparisons = compare_all(study)
+    comparisons = compare_all(study, study.key_metric)
     pictures, files = _draw(study, comparisons)
     blocks = _blocks(study, comparisons, pictures)
     texts = {"report.md": to_markdown(blocks), "report.html": to_html(blocks, title=study.name, folder=study.folder)}
@@ -112,10 +113,11 @@ CAPTIONS = {
 def _blocks(study: Finished, comparisons: Sequence[Comparison], pictures: dict[str, Picture]) -> list[Block]:
     blocks: list[Block] = [Heading(f"Study {study.name}", 1), *_about(study)]
     if study.done(FINETUNE):
+        others = [one for metric in study.other_metrics for one in compare_all(study, metric)]
         blocks += _results(study, comparisons, pictures)
-        blocks += _findings(study, comparisons)
+        blocks += _findings(study, comparisons, others)
         blocks += _steps(study, pictures)
-        blocks += _other_metrics(study)
+        blocks += _other_metrics(study, others)
     else:
         blocks.append(Paragraph("No finetuning has finished yet, so nothing can be said about the arms."))
     if study.done(PRETRAIN) or "mask_maps" in pictures:
@@ -167,13 +169,13 @@ def _results(study: Finished, comparisons: Sequence[Comparison], pictures: dict[
     return [*blocks, *_bullets(unmatched(study, comparisons)), *_picture(pictures, "differences")]
 
 
-def _findings(study: Finished, comparisons: Sequence[Comparison]) -> list[Block]:
+def _findings(study: Finished, comparisons: Sequence[Comparison], others: Sequence[Comparison]) -> list[Block]:
     if not comparisons:
         return []
     blocks: list[Block] = [Heading("What was shown, and what was not")]
     for title, lines in findings(study, comparisons).items():
         blocks += [Heading(title, 3), Bullets(lines)]
-    return [*blocks, Heading("How far to trust this", 3), Bullets(caveats(comparisons))]
+    return [*blocks, Heading("How far to trust this", 3), Bullets(caveats([*comparisons, *others]))]
 
 
 def _steps(study: Finished, pictures: dict[str, Picture]) -> list[Block]:
@@ -199,13 +201,19 @@ def _steps(study: Finished, pictures: dict[str, Picture]) -> list[Block]:
     return [*blocks, *_picture(pictures, "learning_curves")]
 
 
-def _other_metrics(study: Finished) -> list[Block]:
-    if len(study.metrics) < 2:
+def _other_metrics(study: Finished, comparisons: Sequence[Comparison]) -> list[Block]:
+    if not study.other_metrics:
         return []
-    blocks: list[Block] = [Heading("Other metrics"), Paragraph("Mean ± standard deviation over the finished seeds.")]
+    about = (
+        "Mean ± standard deviation over the finished seeds, and arm minus reference as above. What was shown is said "
+        "of the key metric: the more metrics are looked at, the more intervals exclude zero by chance."
+    )
+    blocks: list[Block] = [Heading("Other metrics"), Paragraph(about)]
     for fraction in study.seeds:
         if study.done(FINETUNE, fraction=fraction):
             blocks += [Heading(name_fraction(study, fraction), 3), metrics_table(study, fraction)]
+            here = [comparison for comparison in comparisons if comparison.fraction == fraction]
+            blocks += [metric_difference_table(study, here)] if here else []
     return blocks
 
 

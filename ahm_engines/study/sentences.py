@@ -36,13 +36,13 @@ def finding(study: Finished, comparison: Comparison) -> str:
         Verdict.NO_INTERVAL: f"nothing can be said ({seeds})",
     }
     place = f"{arm} against {reference}, {share(comparison.fraction)}"
-    return f"{place}: {words[comparison.verdict]}{_effect(study, comparison)}."
+    return f"{place}: {words[comparison.verdict]}{_effect(comparison)}."
 
 
-def _effect(study: Finished, comparison: Comparison) -> str:
+def _effect(comparison: Comparison) -> str:
     interval, seeds = comparison.interval, comparison.interval.count
     mean, low, high = interval.mean, interval.low, interval.high
-    shown = quantity(study.key_metric)
+    shown = quantity(comparison.metric)
     if comparison.verdict is Verdict.NO_INTERVAL:
         few = ["none has both arms", "one tells no spread", "two tell too little of it"]
         reason = few[seeds] if seeds < FEWEST_SEEDS else "all differ alike"

@@ -129,7 +129,10 @@ class Study:
         same = (other for other, its in self.arms.items() if (its.pretrain, its.overlays, its.equal_time) == wanted)
         found = next(same, None)
         if found is None:
-            raise ValueError(f"arm {name!r}: its time per step is not known without an arm of the same pretraining.")
+            raise ValueError(
+                f"arm {name!r}: its time per step is not known without an arm of the same pretraining; add one without "
+                "equal_time ('random', for 'random_equal_time')."
+            )
         return found
 
     @property

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ahm_engines.study.comparisons import Comparison, Race
 from ahm_engines.study.finished import FINETUNE, PRETRAIN, Finished
@@ -14,7 +15,10 @@ from ahm_engines.study.results import PRETRAINING_METRICS
 from ahm_engines.study.sentences import count, name_fraction
 from ahm_engines.study.statistics import Verdict, mean_and_sd
 
-__all__ = ["difference_table", "failure_table", "key_table", "metrics_table", "pretraining_table", "steps_table"]
+__all__ = [
+    *("difference_table", "failure_table", "key_table", "metric_difference_table", "metrics_table"),
+    *("pretraining_table", "steps_table"),
+]
 
 NONE = "-"
 COSTS = ("steps", "seconds", "step_seconds", "memory_mib")
@@ -38,17 +42,28 @@ def _key_cell(study: Finished, arm: str, fraction: float) -> str:
 
 
 def difference_table(study: Finished, comparisons: Sequence[Comparison]) -> Table:
-    """Arm minus reference with its interval: pairs of arms by label fractions."""
-    headings = ["arm - reference", *(name_fraction(study, fraction) for fraction in study.seeds)]
-    rows: dict[str, list[str]] = {}
-    for comparison in comparisons:
-        pair = f"{study.arms[comparison.arm].title} - {study.arms[comparison.reference].title}"
-        rows.setdefault(pair, [pair]).append(_difference_cell(study, comparison))
-    return Table(headings, [*rows.values()])
+    """Arm minus reference in one metric with its interval: pairs of arms by label fractions."""
+    columns = {fraction: name_fraction(study, fraction) for fraction in study.seeds}
+    return _paired(study, columns, [(comparison, comparison.fraction) for comparison in comparisons])
 
 
-def _difference_cell(study: Finished, comparison: Comparison) -> str:
-    interval, shown = comparison.interval, quantity(study.key_metric)
+def metric_difference_table(study: Finished, comparisons: Sequence[Comparison]) -> Table:
+    """Arm minus reference at one label fraction with its interval: pairs of arms by metrics."""
+    columns = {comparison.metric: quantity(comparison.metric).heading for comparison in comparisons}
+    return _paired(study, columns, [(comparison, comparison.metric) for comparison in comparisons])
+
+
+def _paired(study: Finished, columns: Mapping[Any, str], placed: Sequence[tuple[Comparison, Any]]) -> Table:
+    cells: dict[tuple[str, str], dict[Any, str]] = {}
+    for comparison, column in placed:
+        cells.setdefault((comparison.arm, comparison.reference), {})[column] = _difference_cell(comparison)
+    titles = {pair: " - ".join(study.arms[name].title for name in pair) for pair in cells}
+    rows = [[titles[pair], *(its[column] for column in columns)] for pair, its in cells.items()]
+    return Table(["arm - reference", *columns.values()], rows)
+
+
+def _difference_cell(comparison: Comparison) -> str:
+    interval, shown = comparison.interval, quantity(comparison.metric)
     if not interval.count:
         return "no pair yet"
     mean, low, high = (shown.number(end, signed=True) for end in (interval.mean, interval.low, interval.high))
@@ -58,7 +73,7 @@ def _difference_cell(study: Finished, comparison: Comparison) -> str:
 
 def metrics_table(study: Finished, fraction: float) -> Table:
     """All other metrics at one label fraction: arms by metrics; ``n`` where fewer seeds have it than finished."""
-    metrics = [metric for metric in study.metrics if metric != study.key_metric]
+    metrics = study.other_metrics
     rows = []
     for name, arm in study.arms.items():
         finished = len(study.done(FINETUNE, name, fraction))

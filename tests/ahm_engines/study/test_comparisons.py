@@ -18,7 +18,7 @@ def test_only_seeds_that_both_arms_have_count_and_the_others_are_named(tmp_path:
     rows = [finetuned("a3c", seed, dice) for seed, dice in {0: 0.7, 1: 0.5, 2: 0.9, 4: math.nan}.items()]
     rows += [finetuned("random", seed, dice) for seed, dice in {1: 0.4, 0: 0.5, 3: 0.1, 4: 0.6}.items()]
     write_results(write_settings(tmp_path, seeds={"0.25": [0, 1, 2, 3, 4]}), rows)
-    found = compare(read_finished(tmp_path), "a3c", "random", 0.25)
+    found = compare(read_finished(tmp_path), "dice", "a3c", "random", 0.25)
     assert found.differences == {0: pytest.approx(0.2), 1: pytest.approx(0.1)}
     assert found.interval.mean == pytest.approx(0.15) and found.interval.count == 2
     assert found.unmatched == {"a3c": [2], "random": [3, 4]}
@@ -31,7 +31,7 @@ def test_pairing_finds_a_small_gain_below_a_large_spread_between_seeds(tmp_path:
         seeds={"0.25": [*range(6)]},
         gain=lambda arm, _, seed: gains[arm] + 0.001 * (-1) ** seed * (arm == "a3c"),
     )
-    found = {(c.arm, c.reference): c for c in compare_all(read_finished(folder))}
+    found = {(c.arm, c.reference): c for c in compare_all(read_finished(folder), "dice")}
     assert list(found) == [("random", "scratch"), ("a3c", "scratch"), ("a3c", "random")]
     assert found["a3c", "random"].verdict is Verdict.SHOWN
     assert 0.0185 < found["a3c", "random"].interval.low < 0.02 < found["a3c", "random"].interval.high < 0.0215

@@ -56,7 +56,7 @@ def test_learning_curves_have_a_panel_per_fraction_with_the_target(study: Finish
 
 
 def test_the_mean_of_a_difference_is_filled_only_where_it_is_shown(study: Finished) -> None:
-    figure = draw_differences(study, compare_all(study))
+    figure = draw_differences(study, compare_all(study, "dice"))
     assert figure is not None
     faces = [
         [to_hex(line.get_markerfacecolor()) for line in axis.lines if line.get_marker() == "o"] for axis in figure.axes
@@ -68,7 +68,7 @@ def test_the_mean_of_a_difference_is_filled_only_where_it_is_shown(study: Finish
 
 
 def test_the_bar_of_a_difference_is_its_interval_in_points(study: Finished) -> None:
-    comparisons = compare_all(study)
+    comparisons = compare_all(study, "dice")
     figure = draw_differences(study, comparisons)
     assert figure is not None
     bars = [line.get_xdata() for line in figure.axes[0].lines if line.get_linewidth() == 1.6]
@@ -113,8 +113,10 @@ def test_mask_maps_show_first_and_last_epoch_of_every_arm_that_has_maps(study: F
 
 def test_nothing_finished_draws_nothing(tmp_path: Path) -> None:
     study = read_finished(write_settings(tmp_path, seeds=SEEDS))
-    figures = [draw_label_fractions(study), draw_learning_curves(study), draw_differences(study, compare_all(study))]
-    assert figures == [None] * 3 and draw_mask_maps(study) is None
+    differences = draw_differences(study, compare_all(study, "dice"))
+    assert [draw_label_fractions(study), draw_learning_curves(study), differences] == [None] * 3 and draw_mask_maps(
+        study
+    ) is None
 
 
 def test_figures_are_files_of_their_width_and_leave_matplotlib_as_it_was(study: Finished, tmp_path: Path) -> None:

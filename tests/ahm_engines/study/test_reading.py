@@ -155,6 +155,22 @@ def test_random_boxes_are_boxes_that_are_never_chosen(name: str, last: float) ->
         assert found == pytest.approx(expected)
 
 
+def test_an_entry_of_one_arm_changes_it_and_leaves_the_others_in(tmp_path: Path) -> None:
+    arms = {"scratch": {}, "random": {"title": "mine"}, "more": {"like": "random", "pretrain": {"mask_ratio": 0.9}}}
+    config = write(tmp_path, "c.json", {"arms": arms})
+    changes = {"arms.random.pretrain.max_epochs": 7, "arms.random.pretrain.mask_ratio": 0.5, "arms.more.title": "most"}
+    found = read_study(config=config, changes=DATA | changes).arms
+    assert list(found) == ["scratch", "random", "more"]
+    assert found["random"].title == "mine" and found["random"].compare_with == ["scratch"]
+    masker = {"masker": "uniform", "foreground_threshold": None}
+    assert found["random"].pretrain == {**masker, "max_epochs": 7, "mask_ratio": 0.5}
+    assert found["more"].pretrain == {**masker, "mask_ratio": 0.9} and found["more"].title == "most"
+    chosen = DATA | {"arms": ["scratch", "more"], "arms.more.compare_with": []}
+    assert read_study(config=config, changes=chosen).arms["more"].compare_with == []
+    with pytest.raises(ValueError, match=r"arms: unknown entries \['random'\], expected some of \['more', 'scratch'\]"):
+        read_study(config=config, changes=chosen | {"arms.random.title": "x"})
+
+
 def test_epochs_are_the_arms_own_or_those_of_all() -> None:
     study = read(arms={"scratch": {"finetune": {"max_epochs": 3}}, "a3c": {}}, finetune__max_epochs=7)
     assert [study.epochs("finetune", arm) for arm in study.arms.values()] == [3, 7]

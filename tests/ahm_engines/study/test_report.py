@@ -51,7 +51,7 @@ def test_the_sentences_keep_to_what_the_seeds_allow(whole: Report) -> None:
 
 def test_the_report_counts_the_intervals_and_says_that_they_are_narrow(whole: Report) -> None:
     text = whole.markdown.read_text(encoding="utf-8")
-    assert "6 intervals were computed" in text and "about 0.3 of them" in text and "too narrow" in text
+    assert "18 intervals were computed" in text and "about 0.9 of them" in text and "too narrow" in text
 
 
 def test_markdown_and_html_are_complete_and_the_page_needs_no_other_file(whole: Report) -> None:
@@ -82,6 +82,19 @@ def test_tables_hold_mean_sd_and_seeds_in_points(tmp_path: Path) -> None:
     assert "| A3C - random masks | no pair yet |" in text
     assert "A3C against from scratch, 25 % of the labels: seed 2 not counted, only A3C has a value." in text
     assert "HD95 (mm, lower is better)" in text and "| A3C | 3 | 3.00 ± 0.00 |" in text
+
+
+def test_other_metrics_have_their_differences_and_intervals_too(tmp_path: Path) -> None:
+    rows = [finetuned("scratch", seed, 0.5, hd95_mm=5.0, surface_dice=0.5) for seed in range(5)]
+    rows += [finetuned("a3c", s, 0.5, hd95_mm=4.0 - 0.1 * s, surface_dice=0.5 + 0.1 * (-1) ** s) for s in range(5)]
+    write_results(write_settings(tmp_path, seeds={"0.25": [*range(5)], "1.0": [0]}), rows)
+    others = text_of(tmp_path).split("## Other metrics")[1]
+    assert others.count("| arm - reference | HD95 (mm, lower is better) | surface Dice (points) |") == 1  # 25 % only
+    row = next(line for line in others.splitlines() if line.startswith("| A3C - from scratch |"))
+    _, _, distance, surface, _ = row.split("|")
+    assert distance == r" -1.20 \[-1.32, -1.08\] (5 seeds): shown "
+    assert surface.startswith(" +2.0 ") and surface.endswith("(5 seeds): not shown ")
+    assert "| random masks - from scratch | no pair yet | no pair yet |" in others
 
 
 def test_what_more_labels_are_worth_to_scratch_is_said(tmp_path: Path) -> None:
