@@ -8,7 +8,7 @@ from ahm_engines.events import MaskedEvents, MaskedKeys
 from ahm_engines.inference import MaskingInference, MaskingPredictor, load_pretrained, scan_inferer, window_inferer
 from ahm_engines.losses import BalancedCrossEntropy, DeepSupervision, MaskedLoss
 from ahm_engines.rewards import ErrorReward, ProgressReward
-from ahm_engines.trained import fitting_network, load_trained, trained_settings
+from ahm_engines.trained import fitting_network, load_masker, load_trained, trained_settings
 from ahm_engines.trainer import MaskedTrainer
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "ProgressReward",
     "TolerantDataset",
     "fitting_network",
+    "load_masker",
     "load_pretrained",
     "load_trained",
     "pair_scores",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finetuned checkpoints: what they were made for, and their weights."""
+"""Checkpoints: what they were made for, and what they hold."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from typing import Any
 
 from torch import nn
 
+from ahm_engines.bundles import bundles_folder, inference_of
 from ahm_engines.handlers.checkpoint import check_fit, load_checkpoint, restore_objects
+from ahm_networks import CurriculumMasker
 
-__all__ = ["fitting_network", "load_trained", "trained_settings"]
+__all__ = ["fitting_network", "load_masker", "load_trained", "trained_settings"]
 
+PRETRAINING = "pretraining"
 logger = logging.getLogger(__name__)
 
 
@@ -57,6 +60,46 @@ def fitting_network(network: nn.Module, path: str | Path | None) -> nn.Module:
     return network
 
 
+def load_masker(
+    path: str | Path, *, policy_share: float = 0.5, bundles_dir: str | Path | None = None
+) -> CurriculumMasker:
+    """Return the masker of a pretraining, for mask transforms and training loops of one's own.
+
+    In ``eval()`` mode, which it is in, it hides the cells that it wants to hide most. In ``train()`` mode it draws from
+    its policy, and the rest uniformly.
+
+    Args:
+        path: a checkpoint of the bundle ``ahm_pretrain``, trained with any masker that has a name there.
+        policy_share: share of the hidden cells that it chooses in ``train()`` mode, in [0, 1].
+        bundles_dir: folder of the bundles, by default found; they say how the masker is built.
+
+    Raises:
+        FileNotFoundError: when there is no checkpoint, or no bundle.
+        ValueError: when the file is no checkpoint of pretraining, its masker has no name, or the share is no share.
+
+    Example:
+        >>> from ahm_transforms import AdaptiveHardMaskd
+        >>> hide = AdaptiveHardMaskd("image", load_masker("model.pt"), draw=True)  # doctest: +SKIP
+    """
+    if not 0.0 <= policy_share <= 1.0:
+        raise ValueError(f"policy_share: expected a number in [0, 1], got {policy_share!r}.")
+    content = load_checkpoint(path)
+    settings = content.get("provenance", {}).get("settings", {})
+    _check_task(path, settings, PRETRAINING)
+    if settings.get("masker") is None or "masker" not in content:
+        raise ValueError(
+            f"{path}: expected a checkpoint with a masker that the bundle ahm_pretrain knows by name, got none; build "
+            "yours and load it with ahm_engines.handlers.load_checkpoint(path, {'masker': masker})."
+        )
+    parser = inference_of(bundles_folder(bundles_dir) / "ahm_pretrain", path)
+    parser["curriculum"]["policy_share"] = [policy_share, policy_share]
+    masker: CurriculumMasker = parser.get_parsed_content("curriculum")
+    network: nn.Module = parser.get_parsed_content("network_def")  # of which some maskers make use
+    restore_objects(path, content, {"model": network, "masker": masker})
+    masker.set_progress(1.0)
+    return masker.eval()
+
+
 def load_trained(path: str | Path, network: nn.Module, *, task: str, classes: Sequence[str]) -> dict[str, Any]:
     """Load a finetuned network after a look at what it was trained for.
 
@@ -88,7 +131,7 @@ def load_trained(path: str | Path, network: nn.Module, *, task: str, classes: Se
 def _check_task(path: str | Path, settings: Mapping[str, Any], task: str) -> None:
     found = settings.get("task", task)
     if found != task:
-        start = " with this as --pretrained if it shall start from there," if found == "pretraining" else ""
+        start = " with this as --pretrained if it shall start from there," if found == PRETRAINING else ""
         raise ValueError(
             f"{path}: a checkpoint of {found}, expected one of {task}: train one first,{start} or name it."
         )

@@ -24,9 +24,7 @@ from monai.utils import set_determinism
 from PIL import Image
 from torch import nn
 
-from ahm_engines import trained_settings
-from ahm_engines.handlers import load_checkpoint
-from ahm_networks import ActorCriticMasker, CurriculumMasker
+from ahm_engines import load_masker
 from ahm_transforms import AdaptiveHardMaskd, RandBoxMaskd, RandPatchMaskd
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -50,7 +48,7 @@ def main(args: argparse.Namespace, folder: Path) -> None:
     half_hidden = [hide_half(item) for item in whole]
 
     # Every other image is masked; the trainer gets image and label, not the mask.
-    hide = [mt.OneOf([mt.Identityd("image"), mask_transform(args)]), mt.SelectItemsd(("image", "label"))]
+    hide = [mask_transform(args), mt.SelectItemsd(("image", "label"))]
     for name, masking in {"no masks": [], args.masks: hide}.items():
         set_determinism(0)
         augmentation = [mt.RandFlipd("image", prob=0.5, spatial_axis=1), *masking]
@@ -62,19 +60,12 @@ def main(args: argparse.Namespace, folder: Path) -> None:
 
 
 def mask_transform(args: argparse.Namespace) -> mt.Transform:
-    """Return what hides a part of the image."""
+    """Return what hides a part of every other image."""
     if args.masks == "learned":
-        return AdaptiveHardMaskd("image", trained_masker(args.checkpoint))
-    return {"patches": RandPatchMaskd("image", PATCH, 0.5), "boxes": RandBoxMaskd("image", 4, 2 * PATCH)}[args.masks]
-
-
-def trained_masker(path: Path) -> CurriculumMasker:
-    """Return the default masker of the bundle ahm_pretrain, as trained."""
-    settings = trained_settings(path, task="pretraining")
-    names = ("spatial_dims", "patch_size", "mask_ratio", "in_channels", "foreground_threshold")
-    masker = CurriculumMasker(ActorCriticMasker(**{name: settings[name] for name in names}))
-    load_checkpoint(path, {"masker": masker})
-    return masker
+        return AdaptiveHardMaskd("image", load_masker(args.checkpoint), draw=True, prob=0.5)
+    if args.masks == "boxes":
+        return RandBoxMaskd("image", 4, 2 * PATCH, prob=0.5)
+    return RandPatchMaskd("image", PATCH, 0.5, prob=0.5)
 
 
 def train(dataset: Dataset, classes: int, epochs: int) -> nn.Module:

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
 from monai.utils import ensure_tuple_rep
 
 from ahm_engines import options
+from ahm_engines.bundles import inference_of
 from ahm_engines.files import write_json
 from ahm_engines.monai_label.understanding import CHECKPOINT
 from ahm_engines.trained import trained_settings
@@ -243,11 +243,8 @@ def _check_weights(bundle: Path, checkpoint: str | Path) -> None:
     Raises:
         ValueError: they do not fit.
     """
-    parser = ConfigParser()
-    parser.read_config(bundle / "configs/inference.json")
-    parser.update({"bundle_root": str(bundle), "checkpoint": str(checkpoint), "device": "cpu"})
     try:
-        parser.get_parsed_content("checkpointloader")()
+        inference_of(bundle, checkpoint).get_parsed_content("checkpointloader")()
     except RuntimeError as error:  # MONAI wraps what its expressions raise
         raise ValueError(str(first_cause(error))) from error
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
 from torch import Tensor
 
+from ahm_engines.bundles import inference_of
 from ahm_engines.losses import hidden_mean
 
 __all__ = ["LeastUnderstood", "ReconstructionError", "ReconstructionScoring"]
@@ -47,11 +47,7 @@ class ReconstructionError:
     ) -> None:
         if draws < 1:
             raise ValueError(f"draws: expected at least one mask, got {draws}.")
-        bundle = Path(bundle)
-        parser = ConfigParser()
-        parser.read_config(bundle / "configs/inference.json")
-        parser.update({"bundle_root": str(bundle), "checkpoint": str(checkpoint or bundle / CHECKPOINT)})
-        parser.update({"device": device})
+        parser = inference_of(bundle, checkpoint or Path(bundle) / CHECKPOINT, device=device)
         parser.get_parsed_content("checkpointloader")()
         self.preprocessing = parser.get_parsed_content("preprocessing")
         self.inferer = parser.get_parsed_content("inferer")

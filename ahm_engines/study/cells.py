@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import ahm_engines
 from ahm_engines.options import unknown_entries
 from ahm_engines.study.settings import COMMON, Arm, Study
 from ahm_engines.study.splits import Splits
@@ -20,7 +19,6 @@ from ahm_transforms.io.json_file import read_json
 __all__ = [
     "Cell",
     "Job",
-    "bundles_folder",
     "check_options",
     "finetuning_cells",
     "make_job",
@@ -179,22 +177,6 @@ def check_options(study: Study, bundles: Path) -> None:
         for name, arm in study.arms.items():
             more = _entries(bundle, arm.overlays) if stage == "pretrain" else set()
             _expect_entries(f"arms.{name}.{stage}", getattr(arm, stage) or {}, known | more, bundle)
-
-
-def bundles_folder(folder: str | Path | None = None) -> Path:
-    """Return the folder of the bundles: the one given, ``bundles`` here, or that beside the installed packages.
-
-    Raises:
-        FileNotFoundError: when there is none.
-    """
-    places = [Path(folder)] if folder else [Path("bundles"), Path(ahm_engines.__file__).parents[1] / "bundles"]
-    for place in places:
-        if (place / "ahm_pretrain" / "configs" / "train.json").is_file():
-            return place.absolute()
-    raise FileNotFoundError(
-        f"no bundles in {', '.join(str(place) for place in places)}: run from the project's folder, or pass "
-        "--bundles_dir."
-    )
 
 
 def _bundle(stage: str, study: Study, bundles: Path) -> Path:

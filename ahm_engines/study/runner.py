@@ -16,11 +16,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ahm_engines.bundles import bundles_folder
 from ahm_engines.files import writable_folder, write_json
 from ahm_engines.study.cells import (
     Cell,
     Job,
-    bundles_folder,
     check_options,
     make_job,
     pretrained_by,

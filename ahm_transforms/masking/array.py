@@ -237,9 +237,9 @@ class RandBoxMask(MaskTransform):
 class AdaptiveHardMask(MaskTransform):
     """Hide what a masker chooses for each image (adaptive hard masking).
 
-    The masker gets the image as one batch ``[1, C, *S]``, without gradients and in evaluation mode; a module returns
-    to its own mode afterwards. It answers with a mask ``[1, 1, *S]``, or a pair of mask and policy map
-    ``[1, 1, *G]``, or an object with the attributes ``mask`` and, if there is one, ``policy_map``.
+    The masker gets the image as one batch ``[1, C, *S]``, without gradients. It answers with a mask ``[1, 1, *S]``, or
+    a pair of mask and policy map ``[1, 1, *G]``, or an object with the attributes ``mask`` and, if there is one,
+    ``policy_map``.
 
     Its random numbers follow this transform's state: torch's default generator is seeded from ``self.R`` for the
     time of the call, and ``set_random_state`` is passed on to a masker that has one.
@@ -247,11 +247,15 @@ class AdaptiveHardMask(MaskTransform):
     Args:
         masker: a module, any callable, or the path of a TorchScript file. The file is opened where it is first
             needed, in every DataLoader worker of its own; what is no file must be picklable for spawned workers.
+        draw: ask a module in training mode, where maskers of this project draw from their policy: pretraining and
+            augmentation want another mask at each look. By default it is asked in evaluation mode and hides the cells
+            that it wants to hide most, the same at each look. It returns to its own mode afterwards.
+        prob: chance that an image is masked at all.
         device: where the masker works, a module is moved there when first needed; where the image is by default.
         fill: value of hidden voxels, or ``"mean"`` of each channel.
 
     Attributes:
-        policy_map: ``[1, *G]`` of the last image, None if the masker gave none.
+        policy_map: ``[1, *G]`` of the last image, None if the masker gave none or was not asked.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -269,10 +273,13 @@ class AdaptiveHardMask(MaskTransform):
         self,
         masker: Callable[[Tensor], Any] | str | Path,
         *,
+        draw: bool = False,
+        prob: float = 1.0,
         device: str | torch.device | None = None,
         fill: Fill = 0.0,
     ) -> None:
-        super().__init__(fill=fill)
+        super().__init__(prob=prob, fill=fill)
+        self.draw = draw
         self.masker = Path(masker) if isinstance(masker, str) else masker
         if isinstance(self.masker, Path):
             if not self.masker.is_file():
@@ -290,10 +297,16 @@ class AdaptiveHardMask(MaskTransform):
             self.masker.set_random_state(seed=self._draw_seed())
         return self
 
+    def randomize(self, data: NdarrayOrTensor) -> None:
+        """Draw ``mask``, and with it ``policy_map``, for an image ``[C, *S]``; errors are those of `MaskTransform`."""
+        self.policy_map = None
+        super().randomize(data)
+
     def choose_mask(self, image: Tensor) -> Tensor:
         """Ask the masker; its policy map is kept in ``policy_map``."""
         device = self.device or image.device
-        mask, policy_map = ask_masker(self._masker_on(device), image[None].to(device), seed=self._draw_seed())
+        masker, seed = self._masker_on(device), self._draw_seed()
+        mask, policy_map = ask_masker(masker, image[None].to(device), seed=seed, draw=self.draw)
         self.policy_map = None if policy_map is None else policy_map[0].to(image.device)
         return mask[0].to(image.device)
 

@@ -9,20 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.networks import eval_mode
+from monai.networks import eval_mode, train_mode
 from torch import Tensor, nn
 
 __all__ = ["ask_masker", "load_torchscript"]
 
 
-def ask_masker(masker: Callable[[Tensor], Any], image: Tensor, *, seed: int) -> tuple[Tensor, Tensor | None]:
-    """Call a masker without gradients, in evaluation mode and with torch's default generators seeded.
+def ask_masker(
+    masker: Callable[[Tensor], Any], image: Tensor, *, seed: int, draw: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Call a masker without gradients and with torch's default generators seeded.
 
     Args:
         masker: answers an image with a mask ``[1, 1, *S]``, a pair of mask and policy map ``[1, 1, *G]``, or an object
             with the attributes ``mask`` and, if there is one, ``policy_map``.
         image: ``[1, C, *S]``.
         seed: for masks that torch's default generators draw; their state is put back afterwards.
+        draw: ask a module in training instead of evaluation mode; it returns to its own afterwards.
 
     Returns:
         The mask ``[1, 1, *S]`` bool, and the policy map ``[1, 1, *G]`` or None.
@@ -32,7 +35,8 @@ def ask_masker(masker: Callable[[Tensor], Any], image: Tensor, *, seed: int) -> 
         ValueError: when the mask or the policy map has another shape, or the mask values other than true and false.
     """
     modules = [masker] if isinstance(masker, nn.Module) else []
-    with _torch_seed(seed, image.device), eval_mode(*modules):
+    mode = train_mode if draw else eval_mode
+    with _torch_seed(seed, image.device), mode(*modules), torch.no_grad():
         mask, policy_map = _read_answer(masker(image))
     _check_shapes(mask, policy_map, image)
     return _as_bool(mask), policy_map
@@ -48,8 +52,8 @@ def load_torchscript(path: Path, device: torch.device) -> nn.Module:
         module: nn.Module = torch.jit.load(str(path), map_location=device)
     except (RuntimeError, ValueError) as error:
         raise RuntimeError(
-            f"masker: expected a TorchScript file, could not load {path}; write one with torch.jit.save "
-            "or hand in the module itself."
+            f"masker: expected a TorchScript file, could not load {path}; write one with torch.jit.save or hand in the "
+            "module itself, as ahm_engines.load_masker(path) returns it from a checkpoint of a pretraining."
         ) from error
     return module
 

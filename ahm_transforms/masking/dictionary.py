@@ -190,7 +190,8 @@ class AdaptiveHardMaskd(MaskTransformd):
     """Dictionary form of `AdaptiveHardMask`: what a masker chooses for the first key's image.
 
     Arguments and errors are those of `AdaptiveHardMask` and `MaskTransformd`; ``policy_key`` names the entry for the
-    policy map ``[1, *G]``, a plain tensor since it does not lie on the image's voxels. None writes none.
+    policy map ``[1, *G]``, a plain tensor since it does not lie on the image's voxels. None writes none; an image that
+    is not masked has none, so ``policy_key`` needs ``prob=1``.
 
     Example:
         >>> hide = AdaptiveHardMaskd("image", lambda image: image > 2)
@@ -205,6 +206,8 @@ class AdaptiveHardMaskd(MaskTransformd):
         keys: KeysCollection,
         masker: Callable[[Tensor], Any] | str | Path,
         *,
+        draw: bool = False,
+        prob: float = 1.0,
         device: str | torch.device | None = None,
         fill: Fill = 0.0,
         mask_key: str = "mask",
@@ -214,7 +217,7 @@ class AdaptiveHardMaskd(MaskTransformd):
     ) -> None:
         super().__init__(
             keys,
-            AdaptiveHardMask(masker, device=device, fill=fill),
+            AdaptiveHardMask(masker, draw=draw, prob=prob, device=device, fill=fill),
             mask_key=mask_key,
             original_key=original_key,
             allow_missing_keys=allow_missing_keys,
@@ -222,6 +225,10 @@ class AdaptiveHardMaskd(MaskTransformd):
         self.policy_key = policy_key
         if policy_key is not None:
             self._check_new_keys(policy_key, mask_key, *self.original_keys)
+            if prob < 1:
+                raise ValueError(
+                    f"policy_key: expected prob=1 with {policy_key!r}, got {prob}; other images have none."
+                )
 
     def new_entries(self, like: Tensor) -> dict[Hashable, Any]:
         """Return mask and policy map.

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from ahm_networks import ReconstructionUNet
+from ahm_networks import ActorCriticMasker, CurriculumMasker, ReconstructionUNet
 from tests.bundles.running import ROOT
 from tests.fixtures_data import write_nifti
 
@@ -55,8 +55,17 @@ def both_are_taught(names: Names, printed: str) -> None:
         assert any(weight.grad is not None and weight.grad.any() for weight in learner.parameters())
 
 
+def every_other_image_is_masked_each_time_anew(names: Names, printed: str) -> None:
+    hide = names["hide"].set_random_state(seed=0)
+    masks = [hide({"image": torch.ones(1, 32, 32, 32)})["mask"] for _ in range(20)]
+    hidden = [mask for mask in masks if mask.any()]
+    assert 5 < len(hidden) < 15 and all(mask.float().mean() == pytest.approx(0.6, abs=0.01) for mask in hidden)
+    assert not torch.equal(hidden[0], hidden[1])
+
+
 CHECKS: dict[str, Callable[[Names, str], None]] = {
     "RandPatchMaskd": three_quarters_are_hidden,
+    "load_masker": every_other_image_is_masked_each_time_anew,
     "transfer_weights": the_encoder_is_filled,
     "masker.loss": both_are_taught,
 }
@@ -71,7 +80,9 @@ def test_a_block_does_what_the_readme_says(
     word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save({"model": ReconstructionUNet(3).state_dict()}, "model.pt")  # the bundle's default network
+    parts = {"model": ReconstructionUNet(3), "masker": CurriculumMasker(ActorCriticMasker(3, 8))}  # the bundle's own
+    weights = {name: part.state_dict() for name, part in parts.items()}
+    torch.save({**weights, "provenance": {"settings": {"task": "pretraining", "masker": "a3c"}}}, "model.pt")
     names = run(next(code for code in blocks(README) if word in code))
     CHECKS[word](names, capsys.readouterr().out)
 

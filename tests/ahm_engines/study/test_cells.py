@@ -17,7 +17,6 @@ from ahm_engines.study import Study, preset_names, read_study
 from ahm_engines.study.cells import (
     Cell,
     Job,
-    bundles_folder,
     check_options,
     finetuning_cells,
     make_job,
@@ -151,18 +150,6 @@ def test_the_hash_does_not_tell_folders_titles_and_other_arms(images: Path, tmp_
     first = job_of(TUNED, images, tmp_path / "a", before="abc")
     other = {"name": "other", "arms": {"random": {"title": "other", "compare_with": []}}}
     assert job_of(TUNED, moved, tmp_path / "b", other, before="abc").config_hash == first.config_hash
-
-
-def test_bundles_are_found_here_or_beside_the_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert bundles_folder() == ROOT / "bundles"
-    own = tmp_path / "bundles/ahm_pretrain/configs"
-    own.mkdir(parents=True)
-    (own / "train.json").write_text("{}")
-    assert bundles_folder() == tmp_path / "bundles"
-    assert bundles_folder(ROOT / "bundles") == ROOT / "bundles"
-    with pytest.raises(FileNotFoundError, match=r"no bundles in .*elsewhere.*--bundles_dir"):
-        bundles_folder(tmp_path / "elsewhere")
 
 
 def networks_of(study: Study) -> dict[str, str]:

@@ -10,8 +10,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from ahm_engines.bundles import bundles_folder
 from ahm_engines.study import slices as module
-from ahm_engines.study.cells import bundles_folder, finetuning_cells, make_job
+from ahm_engines.study.cells import finetuning_cells, make_job
 from ahm_engines.study.reading import read_study
 from ahm_engines.study.runner import StudyRun
 from ahm_engines.study.settings import Study

@@ -14,6 +14,7 @@ from monai.transforms import Compose
 from monai.utils import TransformBackends
 from torch import Tensor, nn
 
+from ahm_networks import ActorCriticMasker
 from ahm_transforms import AdaptiveHardMask, RandBoxMask, RandPatchMask
 from ahm_transforms.masking import cells_to_image
 
@@ -309,7 +310,7 @@ class Net(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         logits = self.layer(image)
-        self.modes.append(self.training or logits.requires_grad)
+        self.modes.append((self.training, logits.requires_grad))
         return torch.rand_like(logits) < torch.sigmoid(logits)
 
 
@@ -363,12 +364,32 @@ def test_bad_answers_are_refused(masker, error, message):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_modules_run_in_eval_mode_without_gradients_and_get_their_mode_back(training):
+@pytest.mark.parametrize("draw", [True, False])
+def test_modules_run_in_the_mode_asked_for_without_gradients_and_get_theirs_back(draw, training):
     net = Net().train(training)
-    hide = AdaptiveHardMask(net, device="cpu")
+    hide = AdaptiveHardMask(net, draw=draw, device="cpu")
     assert not hide(volume(1, 16, 16)).requires_grad
-    assert net.modes == [False]
-    assert net.training is training
+    assert net.modes == [(draw, False)]
+    assert net.training is training and torch.is_grad_enabled()
+
+
+def test_a_masker_asked_to_draw_hides_other_cells_at_every_look():
+    image, masker = volume(1, 32, 32), ActorCriticMasker(2, 8, 0.5).eval()
+    for draw, alike in ((True, False), (False, True)):
+        hide = AdaptiveHardMask(masker, draw=draw).set_random_state(seed=0)
+        first, second = hide(image).as_tensor(), hide(image).as_tensor()
+        assert torch.equal(first, second) is alike
+        assert torch.equal(hide.set_random_state(seed=0)(image).as_tensor(), first)
+
+
+def test_an_image_that_is_not_masked_has_no_policy_map():
+    hide = AdaptiveHardMask(pair, prob=0.5).set_random_state(seed=0)
+    hidden = 0
+    for _ in range(40):
+        hide(volume(1, 16, 16))
+        assert (hide.policy_map is not None) == bool(hide.mask.any())
+        hidden += bool(hide.mask.any())
+    assert 10 < hidden < 30
 
 
 def test_seed_reaches_a_masker_with_its_own_generator():
@@ -418,7 +439,7 @@ def test_missing_and_broken_files_are_named(tmp_path):
         AdaptiveHardMask(tmp_path / "nowhere.ts")
     broken = tmp_path / "broken.ts"
     broken.write_bytes(b"no program")
-    with pytest.raises(RuntimeError, match=r"expected a TorchScript file, could not load .*broken\.ts"):
+    with pytest.raises(RuntimeError, match=r"expected a TorchScript file, could not load .*broken\.ts.*load_masker"):
         AdaptiveHardMask(broken)(volume(1, 16, 16))
 
 

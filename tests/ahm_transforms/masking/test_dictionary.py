@@ -236,6 +236,11 @@ def test_policy_key_is_checked(policy_key):
         AdaptiveHardMaskd("image", coin, policy_key=policy_key)
 
 
+def test_policy_key_needs_a_policy_map_of_every_image():
+    with pytest.raises(ValueError, match=r"policy_key: expected prob=1 with 'policy', got 0\.5"):
+        AdaptiveHardMaskd("image", coin, policy_key="policy", prob=0.5)
+
+
 def test_aliases_as_in_monai():
     for name in ("RandPatchMask", "RandBoxMask", "AdaptiveHardMask"):
         forms = {getattr(ahm_transforms, name + suffix) for suffix in ("d", "D", "Dict")}
