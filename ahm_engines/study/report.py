@@ -26,6 +26,7 @@ from ahm_engines.study.sentences import (
     left_out,
     name_fraction,
     progress,
+    sensitivity,
     unmatched,
 )
 from ahm_engines.study.statistics import SMOOTHING, TARGET_SHARE
@@ -175,7 +176,8 @@ def _findings(study: Finished, comparisons: Sequence[Comparison], others: Sequen
     blocks: list[Block] = [Heading("What was shown, and what was not")]
     for title, lines in findings(study, comparisons).items():
         blocks += [Heading(title, 3), Bullets(lines)]
-    return [*blocks, Heading("How far to trust this", 3), Bullets(caveats([*comparisons, *others]))]
+    trust = [*sensitivity(comparisons), *caveats([*comparisons, *others])]
+    return [*blocks, Heading("How far to trust this", 3), Bullets(trust)]
 
 
 def _steps(study: Finished, pictures: dict[str, Picture]) -> list[Block]:

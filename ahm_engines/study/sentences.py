@@ -5,15 +5,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import median, median_low
 
 from ahm_engines.study.comparisons import Comparison
 from ahm_engines.study.finished import FINETUNE, PRETRAIN, Finished
 from ahm_engines.study.quantities import quantity
-from ahm_engines.study.statistics import ALPHA, ENOUGH_SEEDS, FEWEST_SEEDS, Verdict
+from ahm_engines.study.statistics import (
+    ALPHA,
+    ENOUGH_SEEDS,
+    FEWEST_SEEDS,
+    POWER,
+    Verdict,
+    detectable_effect,
+    mean_and_sd,
+    seeds_needed,
+)
 
 __all__ = [
     *("caveats", "count", "equal_times", "finding", "findings", "headroom", "left_out", "name_fraction", "patients"),
-    *("progress", "unmatched"),
+    *("progress", "sensitivity", "unmatched"),
 ]
 
 
@@ -103,6 +113,25 @@ def caveats(comparisons: Sequence[Comparison]) -> list[str]:
         "A seed is a split of the patients, a choice of labelled ones, a pretraining and a finetuning. Splits share "
         "patients, so seeds are not independent: the intervals speak of this data set, not of another one.",
     ]
+
+
+def sensitivity(comparisons: Sequence[Comparison]) -> list[str]:
+    """How small a difference so many seeds can show, fraction by fraction; nothing where they are too few for any."""
+    lines = []
+    for fraction in dict.fromkeys(comparison.fraction for comparison in comparisons):
+        here = [one for one in comparisons if one.fraction == fraction and one.interval.count >= ENOUGH_SEEDS]
+        spreads = [sd for _, sd in (mean_and_sd([*one.differences.values()]) for one in here) if sd > 0]
+        if not spreads:
+            continue
+        seeds, spread = median_low([one.interval.count for one in here]), median(spreads)
+        effect, shown = detectable_effect(seeds), quantity(here[0].metric)
+        deviation, difference = (f"{shown.number(size)} {shown.unit}".strip() for size in (spread, effect * spread))
+        lines.append(
+            f"{share(fraction)}: paired differences have a standard deviation of {deviation} (median of "
+            f"{count(len(spreads), 'comparison')}). If it stays so, {seeds} seeds show a true difference of "
+            f"{difference} {10 * POWER:.0f} times in 10; for half of that it takes {seeds_needed(effect / 2)}."
+        )
+    return lines
 
 
 def progress(study: Finished) -> list[str]:

@@ -10,11 +10,13 @@ from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap, ttest_1samp  # type: ignore[import-untyped]
+from scipy.optimize import brentq  # type: ignore[import-untyped]
+from scipy.stats import bootstrap, nct, norm, t, ttest_1samp  # type: ignore[import-untyped]
 
 __all__ = [
-    *("ALPHA", "ENOUGH_SEEDS", "FEWEST_SEEDS", "SMOOTHING", "TARGET_SHARE", "Interval", "SpeedUp", "Verdict"),
-    *("judge", "mean_and_sd", "paired_bootstrap", "running_mean", "speed_up", "steps_to_target"),
+    *("ALPHA", "ENOUGH_SEEDS", "FEWEST_SEEDS", "POWER", "SMOOTHING", "TARGET_SHARE", "Interval", "SpeedUp", "Verdict"),
+    *("detectable_effect", "judge", "mean_and_sd", "paired_bootstrap", "running_mean", "seeds_needed", "speed_up"),
+    *("steps_to_target", "t_test_power"),
 ]
 
 SMOOTHING = 3  # validations in the running mean
@@ -22,6 +24,7 @@ TARGET_SHARE = 0.95  # of what the scratch arm ends with
 FEWEST_SEEDS = 3  # for an interval at all: two differences have the same sign every other time
 ENOUGH_SEEDS = 5  # with three seeds, one interval in four excludes zero where nothing differs
 ALPHA = 0.05  # of the t-test that "shown" takes beside the interval
+POWER = 0.8  # chance to show a difference that is there, by which studies are planned
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,56 @@ def judge(interval: Interval) -> Verdict:
     if interval.low <= 0.0 <= interval.high:
         return Verdict.NOT_SHOWN
     return Verdict.SHOWN if interval.count >= ENOUGH_SEEDS and interval.p_value < ALPHA else Verdict.HINT
+
+
+def t_test_power(effect: float, count: int) -> float:
+    """Chance that the paired t-test finds a true mean difference (Cohen 1988), by the noncentral t distribution.
+
+    Args:
+        effect: the difference, in standard deviations of the paired differences.
+        count: paired seeds, 2 or more.
+
+    Example:
+        >>> round(t_test_power(1.0, 8), 2), round(t_test_power(0.0, 8), 2)
+        (0.68, 0.05)
+    """
+    freedom, shift = count - 1, effect * math.sqrt(count)
+    edge = t.ppf(1 - ALPHA / 2, freedom)
+    return float(nct.sf(edge, freedom, shift) + nct.cdf(-edge, freedom, shift))
+
+
+def detectable_effect(count: int) -> float:
+    """Smallest true difference, in standard deviations, that ``count`` paired seeds show with ``POWER``.
+
+    Raises:
+        ValueError: for fewer than ``ENOUGH_SEEDS``, which show nothing.
+
+    Example:
+        >>> round(detectable_effect(8), 2), round(detectable_effect(32), 2)
+        (1.16, 0.51)
+    """
+    if count < ENOUGH_SEEDS:
+        raise ValueError(f"count: expected at least {ENOUGH_SEEDS} seeds, got {count}.")
+    return float(brentq(lambda effect: t_test_power(effect, count) - POWER, 0.0, 2.0))
+
+
+def seeds_needed(effect: float) -> int:
+    """Fewest paired seeds, ``ENOUGH_SEEDS`` at least, that show a true difference of ``effect`` with ``POWER``.
+
+    Raises:
+        ValueError: when the effect is not above 0: no number of seeds shows that there is none.
+
+    Example:
+        >>> seeds_needed(1.0), seeds_needed(0.5)
+        (10, 34)
+    """
+    if not effect > 0:
+        raise ValueError(f"effect: expected a number above 0, got {effect!r}.")
+    with_known_spread = ((norm.ppf(1 - ALPHA / 2) + norm.ppf(POWER)) / effect) ** 2  # which needs fewer
+    count = max(ENOUGH_SEEDS, math.floor(with_known_spread))
+    while t_test_power(effect, count) < POWER:
+        count += 1
+    return count
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:

@@ -12,12 +12,15 @@ import pytest
 from ahm_engines.study.statistics import (
     Interval,
     Verdict,
+    detectable_effect,
     judge,
     mean_and_sd,
     paired_bootstrap,
     running_mean,
+    seeds_needed,
     speed_up,
     steps_to_target,
+    t_test_power,
 )
 
 
@@ -82,6 +85,36 @@ def test_five_seeds_show_something_one_time_in_twenty_at_most_where_nothing_diff
     differences = np.random.default_rng(0).normal(size=(400, 5))
     shown = [judge(paired_bootstrap(row.tolist(), resamples=500)) is Verdict.SHOWN for row in differences]
     assert 0.01 < np.mean(shown) < 0.08
+
+
+@pytest.mark.parametrize(("effect", "count", "expected"), [(0.5, 34, 0.81), (1.0, 10, 0.80), (0.8, 15, 0.82)])
+def test_power_is_that_of_the_tables(effect: float, count: int, expected: float) -> None:
+    """G*Power 3.1, difference of two dependent means, two-sided 0.05."""
+    assert t_test_power(effect, count) == pytest.approx(expected, abs=0.005)
+    assert t_test_power(0.0, count) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("count", [5, 8, 16])
+def test_what_is_called_detectable_is_shown_eight_times_in_ten(count: int) -> None:
+    random = np.random.default_rng(count)
+    differences = random.normal(detectable_effect(count), size=(400, count))
+    shown = [judge(paired_bootstrap(row.tolist(), resamples=500)) is Verdict.SHOWN for row in differences]
+    assert 0.74 < np.mean(shown) < 0.86
+
+
+def test_the_seeds_needed_are_the_fewest() -> None:
+    for effect in (0.1, 0.3, 0.7, 1.2):
+        fewest = seeds_needed(effect)
+        assert t_test_power(effect, fewest) >= 0.8 > t_test_power(effect, fewest - 1)
+    assert seeds_needed(10.0) == 5
+    assert seeds_needed(1.001 * detectable_effect(16)) == 16
+
+
+def test_too_few_seeds_and_no_effect_are_refused() -> None:
+    with pytest.raises(ValueError, match="count: expected at least 5 seeds, got 4"):
+        detectable_effect(4)
+    with pytest.raises(ValueError, match="effect: expected a number above 0, got 0"):
+        seeds_needed(0)
 
 
 def test_mean_and_standard_deviation_by_hand() -> None:
