@@ -125,7 +125,8 @@ def t_test_power(effect: float, count: int) -> float:
     """
     freedom, shift = count - 1, effect * math.sqrt(count)
     edge = t.ppf(1 - ALPHA / 2, freedom)
-    return float(nct.sf(edge, freedom, shift) + nct.cdf(-edge, freedom, shift))
+    wrong_side = float(nct.cdf(-edge, freedom, shift))  # NaN where it is too small for scipy
+    return float(nct.sf(edge, freedom, shift)) + (0.0 if math.isnan(wrong_side) else wrong_side)
 
 
 def detectable_effect(count: int) -> float:
@@ -140,7 +141,7 @@ def detectable_effect(count: int) -> float:
     """
     if count < ENOUGH_SEEDS:
         raise ValueError(f"count: expected at least {ENOUGH_SEEDS} seeds, got {count}.")
-    return float(brentq(lambda effect: t_test_power(effect, count) - POWER, 0.0, 2.0))
+    return float(brentq(lambda effect: t_test_power(effect, count) - POWER, 0.0, 5 / math.sqrt(count)))
 
 
 def seeds_needed(effect: float) -> int:

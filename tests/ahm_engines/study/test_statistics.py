@@ -102,6 +102,12 @@ def test_what_is_called_detectable_is_shown_eight_times_in_ten(count: int) -> No
     assert 0.74 < np.mean(shown) < 0.86
 
 
+@pytest.mark.parametrize("count", [5, 32, 100, 1000])
+def test_any_number_of_seeds_has_its_detectable_effect(count: int) -> None:
+    assert t_test_power(detectable_effect(count), count) == pytest.approx(0.8)
+    assert all(0.99 < t_test_power(effect, count) <= 1.0 for effect in (3.0, 10.0))
+
+
 def test_the_seeds_needed_are_the_fewest() -> None:
     for effect in (0.1, 0.3, 0.7, 1.2):
         fewest = seeds_needed(effect)
