@@ -21,7 +21,7 @@ def bundles_folder(folder: str | Path | None = None) -> Path:
         if (place / "ahm_pretrain" / "configs" / "train.json").is_file():
             return place.absolute()
     raise FileNotFoundError(
-        f"no bundles in {', '.join(map(str, places))}: start in the project's folder, or pass bundles_dir."
+        f"no bundles in {', '.join(map(str, places))}: run from the project's folder, or pass --bundles_dir."
     )
 
 

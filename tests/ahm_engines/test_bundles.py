@@ -20,5 +20,5 @@ def test_bundles_are_found_here_or_beside_the_packages(monkeypatch: pytest.Monke
     (own / "train.json").write_text("{}")
     assert bundles_folder() == tmp_path / "bundles"
     assert bundles_folder(ROOT / "bundles") == ROOT / "bundles"
-    with pytest.raises(FileNotFoundError, match=r"no bundles in .*elsewhere.*pass bundles_dir"):
+    with pytest.raises(FileNotFoundError, match=r"no bundles in .*elsewhere.*--bundles_dir"):
         bundles_folder(tmp_path / "elsewhere")

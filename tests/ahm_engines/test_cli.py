@@ -167,7 +167,7 @@ def test_each_cell_is_told_as_it_ends(called: dict[str, Any], tmp_path: Path, mo
         ),
         ([*DATA, "--dataset_dir", ".", "--set", "finetune.max_epochs"], "ValueError: expected name=value, got 'fine"),
         ([*DATA, "--dataset_dir", ".", "--set", "finetune=3"], "ValueError: study: an entry is of another kind"),
-        ([*DATA, "--dataset_dir", ".", "--bundles_dir", "missing"], "FileNotFoundError: no bundles in missing: start "),
+        ([*DATA, "--dataset_dir", ".", "--bundles_dir", "missing"], "FileNotFoundError: no bundles in missing: run "),
     ],
 )
 def test_what_cannot_be_done_is_told_in_one_line(
