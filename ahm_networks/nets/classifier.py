@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -155,7 +155,17 @@ class VGG16(nn.Module):
         return self.head(self.features(image))
 
 
-def classifier_network(name: str, spatial_dims: int, in_channels: int, num_classes: int, **args: Any) -> nn.Module:
+def classifier_network(
+    name: str,
+    spatial_dims: int,
+    in_channels: int,
+    num_classes: int,
+    *,
+    backbone: str = "unet",
+    backbone_args: Mapping[str, Any] | None = None,
+    image_size: int | Sequence[int] | None = None,
+    **args: Any,
+) -> nn.Module:
     """Build a classifier by name.
 
     Args:
@@ -163,10 +173,13 @@ def classifier_network(name: str, spatial_dims: int, in_channels: int, num_class
         spatial_dims: 2 or 3.
         in_channels: image channels.
         num_classes: how many classes; as many logits come out.
+        backbone: of ``encoder``; the others have none.
+        backbone_args: overrides for the backbone's arguments; the same as in pretraining.
+        image_size: of the images; a ``unetr`` takes it for ``img_size`` where that is not given.
         **args: further arguments of that network.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, a backbone for a network that has none, or as the network itself.
 
     Example:
         >>> classifier_network("encoder", 2, 1, 3, backbone="segresnet")(torch.rand(2, 1, 50, 40)).shape
@@ -174,6 +187,13 @@ def classifier_network(name: str, spatial_dims: int, in_channels: int, num_class
     """
     if name not in CLASSIFIERS:
         raise ValueError(f"name: expected one of {', '.join(CLASSIFIERS)}, got {name!r}.")
+    given = dict(backbone_args or {})
+    if name == "encoder":
+        if backbone == "unetr" and image_size is not None:
+            given = {"img_size": image_size} | given
+        args |= {"backbone": backbone, "backbone_args": given}
+    elif backbone != "unet" or given:
+        raise ValueError(f"backbone: {name} has none, got {backbone!r} with {given}; only 'encoder' takes one.")
     return CLASSIFIERS[name](spatial_dims, in_channels, num_classes, **args)
 
 

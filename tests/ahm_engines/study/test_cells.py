@@ -156,7 +156,7 @@ def networks_of(study: Study) -> dict[str, str]:
     """Kind of the network of every arm's runs, built without memory for its weights."""
     kinds = {}
     for name, arm in study.arms.items():
-        for stage, bundle in (("pretrain", "ahm_pretrain"), ("finetune", "ahm_segmentation")):
+        for stage, bundle in (("pretrain", "ahm_pretrain"), ("finetune", f"ahm_{study.task}")):
             if getattr(arm, stage) is None:
                 continue
             folder = ROOT / "bundles" / bundle / "configs"
@@ -168,7 +168,9 @@ def networks_of(study: Study) -> dict[str, str]:
             labels = {"classes": study.data["classes"]} if stage == "finetune" else {}
             parser.update(common | labels | getattr(study, stage) | getattr(arm, stage))
             with torch.device("meta"):
-                kinds[f"{name} {stage}"] = type(parser.get_parsed_content("network_def")).__name__
+                network = parser.get_parsed_content("network_def")
+                of_classifier = stage == "finetune" and study.task == "classification"
+                kinds[f"{name} {stage}"] = type(network.encoder if of_classifier else network).__name__
     return kinds
 
 
@@ -196,6 +198,20 @@ def test_arms_with_another_network_do_not_take_the_arguments_of_the_presets_own(
     }
 
 
+@pytest.mark.parametrize("size", ["small", "full"])
+@pytest.mark.parametrize("preset", ["busi_classes", "lgg_slices"])
+def test_transformers_classify_as_well(preset: str, size: str) -> None:
+    study = read_study(preset, size=size, data_dir="/data", changes={"arms": ["scratch", "scratch_unetr", "mae"]})
+    check_options(study, ROOT / "bundles")
+    kinds = networks_of(study)
+    assert kinds.pop("mae pretrain") == "MaskedAutoencoder"
+    assert kinds == {
+        "scratch finetune": "UNet",
+        "scratch_unetr finetune": "UNETR",
+        "mae finetune": "UNETR",
+    }
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -212,8 +228,8 @@ def test_arms_with_another_network_do_not_take_the_arguments_of_the_presets_own(
             "arms.mine.pretrain: ahm_pretrain has no option 'mask_rato'; did you mean mask_ratio?",
         ),
         (
-            {"arms": ["scratch_unetr"], "preset": "busi_classes"},
-            "arms.scratch_unetr.finetune: ahm_classification has no option 'backbone'",
+            {"finetune.overlap": 0.5, "preset": "busi_classes"},
+            "finetune: ahm_classification has no option 'overlap'",
         ),
     ],
 )

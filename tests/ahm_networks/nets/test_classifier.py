@@ -326,6 +326,25 @@ class TestByName:
         assert type(network.encoder).__name__ == "SegResNet"
         assert isinstance(network.head[0], nn.Conv2d)
 
+    def test_transformer_is_built_for_the_size_of_the_images(self) -> None:
+        tiny = {"hidden_size": 24, "mlp_dim": 48, "num_heads": 2}
+        for given, size in ((tiny, 32), ({**tiny, "img_size": 48}, 48)):
+            network = classifier_network("encoder", 2, 1, 3, backbone="unetr", backbone_args=given, image_size=32)
+            assert network.divisor == [size, size]
+            assert network(images(1, size=(size, size))).shape == (2, 3)
+        assert tiny.keys() == {"hidden_size", "mlp_dim", "num_heads"}
+
+    def test_others_need_no_size(self) -> None:
+        network = classifier_network(
+            "encoder", 2, 1, 3, backbone_args={"channels": (8, 16), "strides": (2,)}, image_size=33
+        )
+        assert network(images(2, size=(50, 40))).shape == (2, 3)
+
+    @pytest.mark.parametrize("given", [{"backbone": "unetr"}, {"backbone_args": {"channels": (8, 16)}}])
+    def test_backbone_of_a_network_that_has_none_is_refused(self, given: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=r"backbone: vgg16 has none, got .*only 'encoder' takes one"):
+            classifier_network("vgg16", 2, 1, 3, **given)
+
 
 def stripes() -> tuple[Tensor, Tensor]:
     """Noise, noise with upright stripes, noise with level ones."""

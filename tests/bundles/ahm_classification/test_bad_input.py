@@ -52,6 +52,11 @@ def refused(data: Path | None, output: Path, **options: Any) -> str:
         ({"architecture": "resnet"}, ["encoder, vgg16, densenet121", "resnet"]),
         ({"architecture_args": {"head": "mlp"}}, ["head", "linear, conv, stages", "mlp"]),
         ({"architecture_args": {"backbone": "vnet"}}, ["backbone", "vnet"]),
+        ({"architecture_args": {}, "backbone": "vnet"}, ["backbone", "vnet"]),
+        (
+            {"architecture": "vgg16", "architecture_args": {}, "backbone": "unetr"},
+            ["backbone: vgg16 has none", "unetr"],
+        ),
         ({"key_metric": "dice"}, ["key metric", "macro_f1", "dice"]),
         ({"schedule": "poly"}, ["schedule", "cosine, step", "poly"]),
         ({"classes": ["rows", "squares"]}, ["columns_0.png", "no class", "rows, squares"]),

@@ -18,6 +18,7 @@ from tests.bundles.ahm_classification.classifying import (
     CLASSES,
     LEARNING,
     PICTURES,
+    evaluate,
     infer,
     message_of,
     predictions,
@@ -28,7 +29,7 @@ from tests.bundles.ahm_classification.classifying import (
     write_pictures,
     write_volumes,
 )
-from tests.bundles.running import CLASSIFICATION, read_bundle
+from tests.bundles.running import CLASSIFICATION, read_bundle, run_bundle
 from tests.fixtures_data import PATIENT_ID, PATIENT_NAME, write_series
 
 
@@ -78,6 +79,32 @@ def test_new_images_get_their_class_with_the_settings_of_the_checkpoint(
         assert float(row["rows"]) + float(row["columns"]) == pytest.approx(1, abs=1e-5)
         assert (tmp_path / f"out/{row['case_id']}/{row['case_id']}_quicklook.png").stat().st_size > 1000
     assert json.loads((tmp_path / "out/results.json").read_text())["failed"] == 0
+
+
+def test_transformer_after_a_masked_autoencoder_is_built_as_its_checkpoint_says(tmp_path: Path) -> None:
+    """Its options are those of the other bundles; its size is that of the images."""
+    data = write_pictures(tmp_path / "data")
+    vit = {"backbone_args": {"hidden_size": 24, "mlp_dim": 48, "num_heads": 2}}
+    tokens = {"crop_size": 32, "patch_size": 16, "max_epochs": 1, "min_epoch_length": 1}
+    run_bundle(
+        "train.json",
+        dataset_dir=str(data),
+        output_dir=str(tmp_path),
+        architecture="mae",
+        masker="uniform",
+        **PICTURES,
+        **vit,
+        **tokens,
+    )
+    options = {"architecture_args": {"head": "linear"}, "backbone": "unetr", "image_size": 32, **vit}
+    train(data, tmp_path / "classifier", **PICTURES, **options, pretrained=str(tmp_path / "models/model.pt"))
+    model = tmp_path / "classifier/models/model.pt"
+    settings = torch.load(model, weights_only=True)["provenance"]["settings"]
+    assert (settings["backbone"], settings["backbone_args"]) == ("unetr", vit["backbone_args"])
+
+    infer(data, tmp_path / "out", model)
+    assert len(predictions(tmp_path / "out")) == len(list(data.rglob("*.png")))
+    assert evaluate(data, tmp_path / "classifier")["cases"] == 2
 
 
 def test_one_file_is_enough(of_pictures: Path, tmp_path: Path) -> None:

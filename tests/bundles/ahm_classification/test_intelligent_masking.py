@@ -119,5 +119,6 @@ def test_evaluation_and_inference_read_the_checkpoint(pictures: Path, trained: P
 def test_without_a_pretrained_network_it_does_not_start(pictures: Path, tmp_path: Path) -> None:
     """A frozen encoder of random weights would train without a word."""
     bundle = tmp_path / "bundles/ahm_classification"
-    message = message_of(train, pictures, tmp_path, files=FILES, **PICTURES, bundle_root=str(bundle))
+    options = {**PICTURES, "architecture_args": NETWORK, "bundle_root": str(bundle)}
+    message = message_of(train, pictures, tmp_path, files=FILES, **options)
     assert "ahm_pretrain/runs/pretrain/models/model.pt: no such file" in message
