@@ -2,6 +2,7 @@
 """From files on disk to lists of cases: find, check, split, read."""
 
 from ahm_transforms.io._types import BadCasesError, Case, Found, Geometry, LeftOut
+from ahm_transforms.io.cache import BoundedCacheDataset
 from ahm_transforms.io.cases import Cases, load_cases
 from ahm_transforms.io.dicom_seg import SaveDicomSegd, write_dicom_seg
 from ahm_transforms.io.download import download_decathlon
@@ -19,6 +20,7 @@ from ahm_transforms.io.template import template_cases, template_path
 
 __all__ = [
     "BadCasesError",
+    "BoundedCacheDataset",
     "Case",
     "CaseFinder",
     "CaseReader",

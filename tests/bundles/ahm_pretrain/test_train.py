@@ -123,6 +123,20 @@ def test_one_seed_gives_one_result(volumes: Path, tmp_path: Path) -> None:
     assert any(not torch.equal(a, b) for a, b in zip(tensors(first["model"]), tensors(other["model"]), strict=True))
 
 
+def test_cases_that_memory_does_not_hold_train_alike(volumes: Path, tmp_path: Path) -> None:
+    for name, rate in (("held", 1.0), ("half", 0.5), ("none", 0.0)):
+        train(volumes, tmp_path / name, cache_rate=rate)
+    held, half, none = (checkpoint(tmp_path / name / "models/last.pt") for name in ("held", "half", "none"))
+    assert_same_state(held["model"], half["model"])
+    assert_same_state(held["model"], none["model"])
+
+
+def test_cases_are_read_in_the_background(volumes: Path, tmp_path: Path) -> None:
+    options = {"train#dataset#keep_free": 1.0, "num_workers": 2}
+    train(volumes, tmp_path, **options)
+    assert checkpoint(tmp_path / "models/last.pt")["trainer"]["epoch"] >= 1
+
+
 def test_nothing_written_names_the_patient(tmp_path: Path) -> None:
     for number in range(2):
         write_series(
