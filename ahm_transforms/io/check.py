@@ -20,6 +20,7 @@ from monai.data.utils import affine_to_spacing, is_no_channel
 
 from ahm_transforms.io._types import Case, Geometry, LeftOut
 from ahm_transforms.io.dicom import transfer_syntax
+from ahm_transforms.io.progress import with_bar
 from ahm_transforms.io.reader import load_image
 
 LOGGER = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def check_cases(
         images[str(case["image"])].append(case)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         results = pool.map(lambda group: _check(group, spatial_dims, min_size, channels, inspect), images.values())
-    seen = [result for group in results for result in group]
+        seen = [result for group in with_bar(results, "Checking images", len(images)) for result in group]
     odd = {case_name(result.case): result.odd for result in seen if result.odd}
     if odd:
         names = ", ".join(f"{name} ({what})" for name, what in odd.items())

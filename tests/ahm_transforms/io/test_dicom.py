@@ -13,7 +13,7 @@ from monai.data import ITKReader
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, generate_uid
 
-from ahm_transforms.io import BadCasesError, CaseReader, find_cases, load_cases, load_image
+from ahm_transforms.io import BadCasesError, CaseReader, find_cases, load_cases, load_image, progress
 from tests.fixtures_data import AXIAL, CORONAL, OBLIQUE, PATIENT_ID, PATIENT_NAME, real_data, write_series, write_slice
 
 
@@ -132,6 +132,27 @@ def test_truncated_slice_stops_the_run(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:4000])
     with pytest.raises(BadCasesError, match="IM0003"):
         load_cases(tmp_path)
+
+
+def test_number_that_is_none_stops_the_run(tmp_path: Path) -> None:
+    write_series(tmp_path)
+    path = tmp_path / "IM0002"
+    path.write_bytes(path.read_bytes().replace(b"0.8\\1.1", b"0.x\\1.1"))
+    with pytest.raises(BadCasesError, match=r"IM0002.*unreadable DICOM header.*0\.x"):
+        load_cases(tmp_path)
+
+
+def test_a_bar_says_how_far_it_is_where_that_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_series(tmp_path / "a")
+    load_cases(tmp_path, val_fraction=0)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "SILENT_S", 0.0)
+    load_cases(tmp_path, val_fraction=0)
+    told = capsys.readouterr().err
+    assert "Reading DICOM headers: 100%" in told and "6/6" in told
+    assert "Checking images: 100%" in told and "1/1" in told
 
 
 def test_pixels_that_cannot_be_decoded_are_named_with_their_transfer_syntax(tmp_path: Path) -> None:
