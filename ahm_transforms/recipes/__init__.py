@@ -5,6 +5,7 @@ from ahm_transforms.io import LoadCased
 from ahm_transforms.recipes.checks import CheckChannelsd, OnImageGridd
 from ahm_transforms.recipes.classification import classification_deterministic, classification_random
 from ahm_transforms.recipes.contrastive import contrastive_views, fixed_contrastive_views
+from ahm_transforms.recipes.disk import PersistentSteps, persistent
 from ahm_transforms.recipes.images import (
     DEFAULT_WINDOW_HU,
     MODALITIES,
@@ -26,12 +27,14 @@ __all__ = [
     "CheckChannelsd",
     "LoadCased",
     "OnImageGridd",
+    "PersistentSteps",
     "classification_deterministic",
     "classification_random",
     "contrastive_views",
     "deterministic",
     "fixed_contrastive_views",
     "fixed_crops",
+    "persistent",
     "preprocessing",
     "random_crops",
     "segmentation_crops",

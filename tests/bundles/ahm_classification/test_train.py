@@ -100,6 +100,15 @@ def test_pretrained_weights_arrive(pictures: Path, pretrained: Path, tmp_path: P
     assert changed(model, scratch) == {"encoder"}
 
 
+def test_cases_prepared_on_disk_train_alike(pictures: Path, tmp_path: Path) -> None:
+    memory = trained(pictures, tmp_path / "memory")
+    for name in ("written", "read"):
+        other = trained(pictures, tmp_path / name, cache_dir=str(tmp_path / "cache"), cache_rate=0.5)
+        assert_same_state(memory["model"], other["model"])
+        assert memory["best"] == other["best"]
+    assert list((tmp_path / "cache").glob("*.pt"))
+
+
 def test_frozen_encoder_stays_and_the_head_learns(pictures: Path, pretrained: Path, tmp_path: Path) -> None:
     options = {"pretrained": str(pretrained), "min_epoch_length": 3, "max_epochs": 2}
     start = trained(pictures, tmp_path / "start", **options, learning_rate=0.0)["model"]

@@ -78,6 +78,16 @@ def test_resumed_run_equals_one_never_stopped(volumes: Path, tmp_path: Path) -> 
         assert str(ends[0][part]) == str(ends[1][part])
 
 
+def test_cases_prepared_on_disk_train_alike(volumes: Path, tmp_path: Path) -> None:
+    pretrain(volumes, tmp_path / "memory")
+    for name in ("written", "read"):
+        pretrain(volumes, tmp_path / name, cache_dir=str(tmp_path / "cache"))
+    memory, *others = (checkpoint(tmp_path / name / "models/last.pt") for name in ("memory", "written", "read"))
+    for other in others:
+        assert_same_state(memory["model"], other["model"])
+        assert memory["best"] == other["best"]
+
+
 def test_best_checkpoint_is_that_of_the_lowest_loss(volumes: Path, tmp_path: Path) -> None:
     run = pretrain(volumes, tmp_path, learning_rate=0.0, max_epochs=3)  # three equal losses: none is lower
     assert checkpoint(tmp_path / "models/model.pt")["best"]["epoch"] == 1

@@ -131,6 +131,17 @@ def test_cases_that_memory_does_not_hold_train_alike(volumes: Path, tmp_path: Pa
     assert_same_state(held["model"], none["model"])
 
 
+def test_cases_prepared_on_disk_train_alike(volumes: Path, tmp_path: Path) -> None:
+    for name in ("memory", "written", "read"):
+        folder = None if name == "memory" else str(tmp_path / "cache")
+        train(volumes, tmp_path / name, cache_dir=folder, cache_rate=0.5)
+    memory, *others = (checkpoint(tmp_path / name / "models/last.pt") for name in ("memory", "written", "read"))
+    for other in others:
+        assert_same_state(memory["model"], other["model"])
+        assert memory["best"] == other["best"]
+    assert len(list((tmp_path / "cache").glob("*.pt"))) >= 2
+
+
 def test_cases_are_read_in_the_background(volumes: Path, tmp_path: Path) -> None:
     options = {"train#dataset#keep_free": 1.0, "num_workers": 2}
     train(volumes, tmp_path, **options)

@@ -174,6 +174,17 @@ def test_resumed_run_equals_one_never_stopped(volumes: Path, tmp_path: Path) -> 
         assert str(ends[0][part]) == str(ends[1][part])
 
 
+def test_cases_prepared_on_disk_train_alike(volumes: Path, tmp_path: Path) -> None:
+    for name in ("memory", "written", "read"):
+        folder = None if name == "memory" else str(tmp_path / "cache")
+        train(volumes, tmp_path / name, cache_dir=folder, cache_rate=0.5, spacing_mm=1.5)
+    memory, *others = (checkpoint(tmp_path / name / "models/last.pt") for name in ("memory", "written", "read"))
+    for other in others:
+        assert_same_state(memory["model"], other["model"])
+        assert memory["best"] == other["best"]
+    assert list((tmp_path / "cache").glob("*.pt"))
+
+
 def test_seeds_decide(volumes: Path, tmp_path: Path) -> None:
     for name, seed in (("first", 3), ("second", 3), ("other", 4)):
         train(volumes, tmp_path / name, seed=seed)

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prepare each case once, and keep it on disk for the next epoch, the next run, the next arm of a study."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.data.utils import pickle_hashing
+from monai.transforms import Compose, RandomizableTrait, Transform
+
+__all__ = ["PersistentSteps", "persistent"]
+
+PACKAGES = ("monai-ahm", "monai", "torch")
+VALUES, AFFINE = "values of a MetaTensor", "affine of a MetaTensor"
+
+logger = logging.getLogger(__name__)
+
+
+class PersistentSteps(Transform):
+    """Deterministic steps whose result is kept in a folder, and read from there later on.
+
+    A stored case belongs to the entries of the case, to the size and the time of change of the files that they name, to
+    the steps with their arguments, and to the versions of this package, MONAI and torch: what changes is prepared anew.
+    Of the meta data, the affine stays alone. Several processes may use one folder; nothing in it is ever removed.
+
+    Args:
+        steps: deterministic transforms.
+        cache_dir: folder; it is made if need be.
+
+    Raises:
+        OSError: when files cannot be written there.
+        TypeError: on call, when the steps leave something else than tensors, arrays, numbers and text.
+
+    Example:
+        >>> import tempfile
+        >>> from monai.transforms import ScaleIntensityd
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     steps = PersistentSteps([ScaleIntensityd("image")], folder)
+        ...     first, second = (steps({"image": torch.arange(3.0)}) for _ in range(2))
+        >>> second["image"].as_tensor()
+        tensor([0.0000, 0.5000, 1.0000])
+    """
+
+    def __init__(self, steps: Sequence[Transform], cache_dir: str | Path) -> None:
+        self.steps = Compose(steps)
+        self.cache_dir = Path(cache_dir)
+        self.made_by = [pickle_hashing(list(steps)).decode(), *map(version, PACKAGES)]
+        try:
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"cache_dir: expected a folder to write to, got {cache_dir} ({error.strerror}).") from error
+
+    def __call__(self, data: Mapping[str, Any]) -> Any:
+        """Return what the steps make of a case, from the folder if it is there."""
+        path = self.cache_dir / f"{self._name(data)}.pt"
+        if path.is_file():
+            try:
+                return _read(path)
+            except Exception as error:  # torch raises whatever a damaged file makes it stumble over
+                logger.warning("%s is damaged and is made anew (%s).", path, " ".join(str(error).split())[:200])
+        ready = self.steps(data)
+        temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
+        try:
+            torch.save(_without_meta(ready), temporary)
+            stored = _read(temporary)
+            os.replace(temporary, path)
+        except (OSError, RuntimeError) as error:
+            raise OSError(f"cache_dir: cannot write to {self.cache_dir} ({error}).") from error
+        except UnpicklingError as error:
+            raise TypeError(
+                "cache_dir: expected tensors, arrays, numbers and text in a prepared case, got "
+                f"{ {key: type(value).__name__ for key, value in ready.items()} }."
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        return stored
+
+    def _name(self, case: Mapping[str, Any]) -> str:
+        files = [text for value in case.values() for text in (value if isinstance(value, list) else [value])]
+        stats = [os.stat(text) for text in files if isinstance(text, str) and os.path.isfile(text)]
+        told = [self.made_by, dict(case), [(stat.st_size, stat.st_mtime_ns) for stat in stats]]
+        return hashlib.sha256(json.dumps(told, default=_as_text).encode()).hexdigest()
+
+
+def persistent(chain: Compose, cache_dir: str | Path | None) -> Compose:
+    """Keep in a folder what a chain makes of a case ahead of its first random step; without a folder, do nothing.
+
+    Args:
+        chain: deterministic steps first, random ones after them.
+        cache_dir: see `PersistentSteps`.
+
+    Raises:
+        OSError: as `PersistentSteps`.
+    """
+    if cache_dir is None:
+        return chain
+    first = chain.get_index_of_first(
+        lambda step: isinstance(step, RandomizableTrait) or not isinstance(step, Transform)
+    )
+    steps = list(chain.transforms)
+    return Compose([PersistentSteps(steps[:first], cache_dir), *([] if first is None else steps[first:])])
+
+
+def _read(path: Path) -> Any:
+    return _with_affine(torch.load(path, weights_only=True))
+
+
+def _without_meta(item: Any) -> Any:
+    """What torch.load takes with ``weights_only``: a MetaTensor becomes two plain tensors, an array one."""
+    if isinstance(item, Mapping):
+        return {key: _without_meta(value) for key, value in item.items()}
+    if isinstance(item, list | tuple):
+        return [_without_meta(value) for value in item]
+    if isinstance(item, MetaTensor):
+        return {VALUES: item.as_tensor(), AFFINE: item.affine}
+    return torch.as_tensor(item) if isinstance(item, np.ndarray | np.generic) else item
+
+
+def _with_affine(item: Any) -> Any:
+    if isinstance(item, list):
+        return [_with_affine(value) for value in item]
+    if not isinstance(item, dict):
+        return item
+    if item.keys() == {VALUES, AFFINE}:
+        return MetaTensor(item[VALUES], affine=item[AFFINE])
+    return {key: _with_affine(value) for key, value in item.items()}
+
+
+def _as_text(value: Any) -> Any:
+    """For JSON, which knows neither arrays nor paths."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
