@@ -74,8 +74,8 @@ class BoundedCacheDataset(CacheDataset):
         if len(cached) < self.cache_num:
             self.cache_num = len(cached)
             logger.warning(
-                "memory holds %d of %d case(s), of it %.1f GiB are left; the others are read again in each epoch. "
-                "--num_workers 4 does that in the background.",
+                "memory holds %d of %d case(s) and has %.1f GiB left; the others are read again in each epoch. "
+                "--num_workers 4 does that in the background, --cache_dir keeps them prepared on disk.",
                 *(len(cached), len(self.data), available_memory() / 2**30),
             )
         return cached

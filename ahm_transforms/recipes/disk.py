@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
@@ -22,7 +23,7 @@ from monai.transforms import Compose, RandomizableTrait, Transform
 
 __all__ = ["PersistentSteps", "persistent"]
 
-PACKAGES = ("monai-ahm", "monai", "torch")
+CODE = Path(__file__).parents[1]  # of this package
 VALUES, AFFINE = "values of a MetaTensor", "affine of a MetaTensor"
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,8 @@ class PersistentSteps(Transform):
     """Deterministic steps whose result is kept in a folder, and read from there later on.
 
     A stored case belongs to the entries of the case, to the size and the time of change of the files that they name, to
-    the steps with their arguments, and to the versions of this package, MONAI and torch: what changes is prepared anew.
+    the steps with their arguments, to this package's code and the versions of MONAI and torch: what changes is prepared
+    anew. Code of your own steps is not looked into: choose another folder when you change it.
     Of the meta data, the affine stays alone. Several processes may use one folder; nothing in it is ever removed.
 
     Args:
@@ -56,7 +58,7 @@ class PersistentSteps(Transform):
     def __init__(self, steps: Sequence[Transform], cache_dir: str | Path) -> None:
         self.steps = Compose(steps)
         self.cache_dir = Path(cache_dir)
-        self.made_by = [pickle_hashing(list(steps)).decode(), *map(version, PACKAGES)]
+        self.made_by = [pickle_hashing(list(steps)).decode(), _code(), version("monai"), version("torch")]
         try:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -111,6 +113,13 @@ def persistent(chain: Compose, cache_dir: str | Path | None) -> Compose:
     )
     steps = list(chain.transforms)
     return Compose([PersistentSteps(steps[:first], cache_dir), *([] if first is None else steps[first:])])
+
+
+@cache
+def _code() -> str:
+    """Stands for all of this package's code, which may change without another version."""
+    files = sorted(CODE.rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def _read(path: Path) -> Any:

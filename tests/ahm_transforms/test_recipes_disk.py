@@ -78,7 +78,7 @@ def test_another_process_finds_it(case: dict[str, Any], tmp_path: Path) -> None:
     assert len(before) == 1
 
 
-@pytest.mark.parametrize("what", ["time", "size", "file of another key", "entry", "step", "version"])
+@pytest.mark.parametrize("what", ["time", "size", "file of another key", "entry", "step", "version", "code"])
 def test_what_has_changed_is_prepared_anew(
     case: dict[str, Any], tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,8 +99,10 @@ def test_what_has_changed_is_prepared_anew(
         case["block"] = [[0, 4], [0, 5]]
     elif what == "step":
         more = [ScaleIntensityd("image", minv=0.1)]
-    else:
+    elif what == "version":
         monkeypatch.setattr(disk, "version", lambda package: "9.9")
+    else:
+        monkeypatch.setattr(disk, "_code", lambda: "other")
     steps(tmp_path / "cache", *more)(case)
     assert Counted.calls == 2 and len(list((tmp_path / "cache").iterdir())) == 2
 
