@@ -13,7 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
-from monai.data import CacheDataset, Dataset
+from monai.data import CacheDataset, Dataset, PersistentDataset
 from monai.transforms import (
     Compose,
     EnsureChannelFirstd,
@@ -28,7 +28,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from ahm_transforms.io import find_cases
-from ahm_transforms.recipes import deterministic, preprocessing
+from ahm_transforms.recipes import deterministic, persistent, preprocessing
 from benchmarks._paired import Paired, paired, peak_memory_mb, report
 
 SHAPE = (256, 256, 128)
@@ -104,6 +104,11 @@ def from_cache(chain: Compose, image: str | list[str], *, copy_cache: bool) -> C
     return lambda: dataset[0]
 
 
+def prepared(dataset: Dataset) -> Callable[[], object]:
+    dataset[0]  # prepares it
+    return lambda: dataset[0]
+
+
 def compare(folder: Path, rounds: int) -> tuple[dict[str, Paired], dict[str, dict[str, float | None]]]:
     values = phantom()
     nifti, series = write_nifti(values, folder), write_series(values, folder)
@@ -116,6 +121,10 @@ def compare(folder: Path, rounds: int) -> tuple[dict[str, Paired], dict[str, dic
         "cached volume to 4 crops": (
             from_cache(monai_training_chain(), nifti, copy_cache=True),
             from_cache(our_training_chain(), nifti, copy_cache=False),
+        ),
+        "volume prepared on disk to 4 crops": (
+            prepared(PersistentDataset([{"image": nifti}], monai_training_chain(), folder / "monai")),
+            prepared(Dataset([{"image": nifti}], persistent(our_training_chain(), folder / "ours"))),
         ),
     }
     rows = {name: paired(monai, ours, rounds=rounds, warmup=2) for name, (monai, ours) in contenders.items()}

@@ -133,7 +133,7 @@ def _without_meta(item: Any) -> Any:
     if isinstance(item, list | tuple):
         return [_without_meta(value) for value in item]
     if isinstance(item, MetaTensor):
-        return {VALUES: item.as_tensor(), AFFINE: item.affine}
+        return {VALUES: item.as_tensor().contiguous(), AFFINE: item.affine}  # crops of other layouts are slow
     return torch.as_tensor(item) if isinstance(item, np.ndarray | np.generic) else item
 
 
