@@ -129,8 +129,11 @@ def _read_header(path: Path) -> _Header:
     def count(tag: str) -> int:
         return int(header.get(tag) or 0)
 
-    def lengths(tag: str) -> tuple[float, ...]:
-        return tuple(map(float, header.get(tag) or ()))
+    def numbers(tag: str, count: int) -> tuple[float, ...]:
+        values = tuple(np.ravel(header.get(tag) or ()).astype(float).tolist())  # pydicom makes one number no list
+        if len(values) not in (0, count):
+            raise ValueError(f"{tag}: expected {count} numbers, got {len(values)}")
+        return values
 
     kinds = header.get("ImageType") or ()
     return _Header(
@@ -147,9 +150,9 @@ def _read_header(path: Path) -> _Header:
         columns=count("Columns"),
         bits=count("BitsAllocated"),
         samples=count("SamplesPerPixel"),
-        spacing=lengths("PixelSpacing"),
-        position=lengths("ImagePositionPatient"),
-        orientation=lengths("ImageOrientationPatient"),
+        spacing=numbers("PixelSpacing", 2),
+        position=numbers("ImagePositionPatient", 3),
+        orientation=numbers("ImageOrientationPatient", 6),
         localizer="LOCALIZER" in kinds,
     )
 

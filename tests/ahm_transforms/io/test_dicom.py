@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from monai.data import ITKReader
+from pydicom import dcmread
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, generate_uid
 
@@ -139,6 +140,16 @@ def test_number_that_is_none_stops_the_run(tmp_path: Path) -> None:
     path = tmp_path / "IM0002"
     path.write_bytes(path.read_bytes().replace(b"0.8\\1.1", b"0.x\\1.1"))
     with pytest.raises(BadCasesError, match=r"IM0002.*unreadable DICOM header.*0\.x"):
+        load_cases(tmp_path)
+
+
+@pytest.mark.parametrize("tag", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"])
+def test_too_few_numbers_stop_the_run(tmp_path: Path, tag: str) -> None:
+    write_series(tmp_path)
+    dataset = dcmread(tmp_path / "IM0002")
+    dataset[tag].value = list(dataset[tag].value)[:-1]
+    dataset.save_as(tmp_path / "IM0002")
+    with pytest.raises(BadCasesError, match=rf"IM0002.*unreadable DICOM header: {tag}: expected \d numbers, got"):
         load_cases(tmp_path)
 
 
