@@ -32,6 +32,7 @@ console = Console()
 def main() -> None:
     """Learned masking for MONAI: studies of what pretraining brings. Training and inference are bundle commands."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    logging.getLogger("ahm_engines.study").setLevel(logging.INFO)
 
 
 @app.command(context_settings=NAMES)
@@ -49,6 +50,9 @@ def study(
     labels_dir: Annotated[Path | None, typer.Option(help="Label maps, called as the images are.")] = None,
     datalist: Annotated[Path | None, typer.Option(help="Decathlon JSON instead of folders.")] = None,
     classes: Annotated[str | None, typer.Option(help="Names of the classes, with commas.")] = None,
+    patient_pattern: Annotated[
+        str | None, typer.Option(help='What names the patient in a path: "(patient\\d+)".')
+    ] = None,
     arms: Annotated[str | None, typer.Option(help="What to compare, with commas.")] = None,
     fractions: Annotated[str | None, typer.Option(help='Seeds by label fraction: "0.1=5,0.3=3,1=3".')] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", help="One more entry: finetune.max_epochs=20.")] = None,
@@ -66,7 +70,9 @@ def study(
     Exit code 0: all cells have a result. 1: some failed. 3: stopped by --minutes before the end.
     """
     try:
-        given = _given(dataset_dir, labels_dir, datalist, classes, arms, fractions) | entries(changes or [])
+        given = _given(dataset_dir, labels_dir, datalist, classes, arms, fractions)
+        given |= {"data.patient_pattern": patient_pattern} if patient_pattern else {}
+        given |= entries(changes or [])
         what = read_study(preset, size=size, ablation=ablation, config=config, data_dir=data_dir, changes=given)
         slots, threads = _resources(devices, workers)
         console.print(_describe(what), markup=False, highlight=False, soft_wrap=True)
@@ -182,7 +188,8 @@ def _resources(devices: str | None, workers: int | None) -> tuple[list[str], int
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    gpus = devices.split(",") if devices else [str(index) for index in range(torch.cuda.device_count())]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    gpus = devices.split(",") if devices else visible.split(",")[: torch.cuda.device_count()]
     slots = gpus * (workers or 1) if gpus else [""] * (workers or min(cores, MOST_WORKERS))
     named = os.environ.get("OMP_NUM_THREADS", "")
     threads = int(named) if named.isdecimal() else 0

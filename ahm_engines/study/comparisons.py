@@ -19,7 +19,10 @@ from ahm_engines.study.statistics import (
     steps_to_target,
 )
 
-__all__ = ["Comparison", "Race", "compare", "compare_all", "race", "targets"]
+__all__ = ["MISSING", "Comparison", "Race", "compare", "compare_all", "race", "targets"]
+
+
+DISTANCE, MISSING = "hd95_", "hd95_missing"
 
 
 class Comparison(NamedTuple):
@@ -52,13 +55,22 @@ def compare_all(study: Finished, metric: str) -> list[Comparison]:
 
 
 def compare(study: Finished, metric: str, arm: str, reference: str, fraction: float) -> Comparison:
-    """Pair two arms by seed; only seeds that both have finished count."""
-    ours, theirs = (study.values(metric, name, fraction) for name in (arm, reference))
+    """Pair two arms by seed; only seeds that both have finished count.
+
+    Where an arm has found nothing in some case, its mean distance is one over other cases: that seed does not count.
+    """
+    ours, theirs = (_comparable(study, metric, name, fraction) for name in (arm, reference))
     differences = {seed: ours[seed] - theirs[seed] for seed in sorted(ours) if seed in theirs}
     interval = paired_bootstrap(list(differences.values()))
     alone = {arm: sorted(set(ours) - set(theirs)), reference: sorted(set(theirs) - set(ours))}
     unmatched = {name: seeds for name, seeds in alone.items() if seeds}
     return Comparison(metric, arm, reference, fraction, differences, interval, judge(interval), unmatched)
+
+
+def _comparable(study: Finished, metric: str, arm: str, fraction: float) -> dict[int, float]:
+    values = study.values(metric, arm, fraction)
+    missing = study.values(MISSING, arm, fraction) if metric.startswith(DISTANCE) and metric != MISSING else {}
+    return {seed: value for seed, value in values.items() if not missing.get(seed)}
 
 
 def targets(study: Finished, fraction: float, scratch: str | None) -> dict[int, float]:

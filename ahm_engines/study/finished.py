@@ -61,9 +61,9 @@ class Finished:
 
     def scratch_of(self, name: str) -> str | None:
         """The arm without pretraining that an arm is compared with; its network and spacing are those of the arm."""
-        candidates = [name, *self.arms[name].compare_with]
-        own = (other for other in candidates if other in self.arms and self.arms[other].pretrain is None)
-        return next(own, self.scratch)
+        arm = self.arms[name]
+        alike = {other for other, its in self.arms.items() if its.pretrain is None and its.finetunes_like(arm)}
+        return next((other for other in (name, *arm.compare_with, *self.arms) if other in alike), None)
 
     @property
     def other_metrics(self) -> list[str]:

@@ -22,7 +22,7 @@ from ahm_engines.study.cells import OPTIONS, Job
 
 __all__ = ["OUTCOME", "read_outcome", "run_job"]
 
-OUTCOME, LOG = "outcome.json", "log.txt"
+OUTCOME, LOG, PIECES = "outcome.json", "log.txt", "seconds.json"
 VALIDATED = "validation/"  # what the names of a validation's curves begin with
 Points = list[tuple[int, float]]
 
@@ -32,14 +32,26 @@ def run_job(job: Job, environment: Mapping[str, str], threads: int) -> None:
     _die_with_parent()
     os.environ.update(environment)
     _write_output_to(job.folder / LOG)
-    start = time.perf_counter()
+    start, before = time.perf_counter(), _seconds_before(job.folder)
     try:
         write_json(job.folder / OPTIONS, job.options)
         outcome = _run(job, threads) | {"status": "done"}
     except BaseException as error:  # whatever it is, the study has to know
         traceback.print_exc()
         outcome = {"status": "failed", "error": _one_line(error)}
-    write_json(job.folder / OUTCOME, outcome | {"seconds": time.perf_counter() - start})
+    write_json(job.folder / OUTCOME, outcome | {"seconds": before + time.perf_counter() - start})
+
+
+def _seconds_before(folder: Path) -> float:
+    """Note when this process began; return the seconds of those before, each until the checkpoint it left behind."""
+    path, checkpoint = folder / PIECES, folder / "models" / LAST
+    before, now = 0.0, time.time()
+    if path.is_file():
+        then = json.loads(path.read_text(encoding="utf-8"))
+        saved = checkpoint.stat().st_mtime if checkpoint.is_file() else 0.0
+        before = then["before"] + max(saved - then["began"], 0.0)
+    write_json(path, {"before": before, "began": now})
+    return before
 
 
 def read_outcome(folder: Path, exitcode: int | None) -> dict[str, Any]:
@@ -94,9 +106,10 @@ def _key_metric(job: Job) -> str:
 
 
 def _scores(folder: Path) -> dict[str, float]:
-    """Means over the evaluated cases."""
-    scores = json.loads((folder / "evaluation" / "scores.json").read_text(encoding="utf-8"))["scores"]
-    return {name: value["mean"] if isinstance(value, dict) else value for name, value in scores.items()}
+    """Means over the evaluated cases, and how often there was no distance since nothing was found."""
+    report = json.loads((folder / "evaluation" / "scores.json").read_text(encoding="utf-8"))
+    means = {name: value["mean"] if isinstance(value, dict) else value for name, value in report["scores"].items()}
+    return means | ({"hd95_missing": sum(report["hd95_missing"].values())} if "hd95_missing" in report else {})
 
 
 def _one_line(error: BaseException) -> str:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from ahm_engines.study.settings import Arm, Study, expect_choice, expect_known
 from ahm_transforms.io.json_file import read_json
 
 __all__ = ["preset_names", "read_study"]
+
+logger = logging.getLogger(__name__)
 
 SIZES = ("small", "full")
 PRESETS = files("ahm_engines.study") / "presets"
@@ -103,13 +107,29 @@ def _arms(layers: Sequence[Sequence[str] | Mapping[str, Any]], changes: Mapping[
         expect_known("arms", changed, entries)
         entries = _merged(entries, changed)
         known = _with_definitions(known, changed)
-    arms: dict[str, Arm] = {}
-    for name, entry in entries.items():
-        compare_with = known[name].get("compare_with") or []
-        if "compare_with" not in entry:
-            compare_with = [other for other in compare_with if other in entries and other != name]
-        arms[name] = Arm(**{"title": name.replace("_", " "), **known[name], "compare_with": compare_with})
-    return arms
+    arms = {name: Arm(**{"title": name.replace("_", " "), **known[name]}) for name in entries}
+    return {name: replace(arm, compare_with=_references(name, arms, entries[name])) for name, arm in arms.items()}
+
+
+def _references(name: str, arms: Mapping[str, Arm], entry: Mapping[str, Any]) -> list[str]:
+    """What an arm is compared with: what its entry says, or else those of the shelf that the study has.
+
+    Without any, those from scratch with the same network; a warning says where there is none either.
+    """
+    arm = arms[name]
+    if "compare_with" in entry:
+        return list(arm.compare_with or [])
+    found = [other for other in arm.compare_with or [] if other in arms and other != name]
+    if found or arm.pretrain is None:
+        return found
+    found = [other for other, its in arms.items() if its.pretrain is None and its.finetunes_like(arm)]
+    if not found and len(arms) > 1:
+        logger.warning(
+            "arm %r is compared with no other arm: none of the study's trains the same network from scratch. Add one, "
+            "or name arms in its compare_with.",
+            name,
+        )
+    return found
 
 
 def _with_definitions(known: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,7 +139,11 @@ def _with_definitions(known: Mapping[str, Any], entries: Mapping[str, Any]) -> d
         alone = "like" not in entry and ("pretrain" in entry or "finetune" in entry)
         if like not in arms and not alone:
             raise ValueError(f"arms: expected names of {', '.join(sorted(arms))}, got {like!r}.")
-        arms[name] = _merged(arms.get(like, {}), {key: value for key, value in entry.items() if key != "like"})
+        changes = {key: value for key, value in entry.items() if key != "like"}
+        base = dict(arms.get(like, {}))
+        if "title" not in changes and (like != name or "equal_time" in changes):
+            base.pop("title", None)  # it would be that of another arm
+        arms[name] = _merged(base, changes)
         expect_known(f"arms.{name}", arms[name], set(Arm.__dataclass_fields__))
     return arms
 

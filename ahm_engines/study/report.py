@@ -11,7 +11,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from ahm_engines.files import writable_folder, write_atomically
-from ahm_engines.study.comparisons import Comparison, compare_all, race
+from ahm_engines.study.comparisons import MISSING, Comparison, compare_all, race
 from ahm_engines.study.drawing import save_figure
 from ahm_engines.study.figures import draw_differences, draw_label_fractions, draw_learning_curves
 from ahm_engines.study.finished import FINETUNE, PRETRAIN, Finished, read_finished
@@ -210,6 +210,11 @@ def _other_metrics(study: Finished, comparisons: Sequence[Comparison]) -> list[B
         "Mean ± standard deviation over the finished seeds, and arm minus reference as above. What was shown is said "
         "of the key metric: the more metrics are looked at, the more intervals exclude zero by chance."
     )
+    if MISSING in study.other_metrics:
+        about += (
+            " Where a network finds nothing there is no HD95, so its mean is one over the other cases: such seeds do "
+            "not count in its differences."
+        )
     blocks: list[Block] = [Heading("Other metrics"), Paragraph(about)]
     for fraction in study.seeds:
         if study.done(FINETUNE, fraction=fraction):

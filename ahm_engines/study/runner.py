@@ -195,20 +195,21 @@ class StudyRun:
         return row
 
     def _epochs(self, cell: Cell) -> int:
-        """Those of the settings; with the time of another arm, what the measured times of a step allow, rounded up."""
+        """Those of the settings; with the time of another arm, what the measured times of steps allow, rounded up."""
         arm = self.study.arms[cell.arm]
         epochs = self.study.epochs(cell.stage, arm)
         if cell.stage == "finetune" or arm.equal_time is None:
             return epochs
-        ratio = self._step_seconds(arm.equal_time) / self._step_seconds(self.study.timed_by(cell.arm))
+        ratio = self._epoch_seconds(arm.equal_time) / self._epoch_seconds(self.study.timed_by(cell.arm))
         allowed = ratio * self.study.epochs(cell.stage, self.study.arms[arm.equal_time])
         return max(epochs, math.ceil(allowed))
 
-    def _step_seconds(self, arm: str) -> float:
+    def _epoch_seconds(self, arm: str) -> float:
         """Of the fastest seed: other work on the machine only makes steps slower, and not those of all arms alike."""
         timed = ("pretrain", pretrained_by(self.study, arm))
         rows = [row for cell, row in self.results.rows.items() if (cell.stage, cell.arm) == timed]
-        seconds = [float(row["step_seconds"]) for row in rows if row["status"] == "done" and row["step_seconds"]]
+        known = [row for row in rows if row["status"] == "done" and row["step_seconds"]]
+        seconds = [float(row["step_seconds"]) * int(row["steps"]) / int(row["epochs"]) for row in known]
         if not seconds:
             raise LookupError(f"arm {arm}: no pretraining has finished, so the time of its steps is not known.")
         return min(seconds)

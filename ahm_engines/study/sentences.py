@@ -106,7 +106,7 @@ def caveats(comparisons: Sequence[Comparison]) -> list[str]:
         "paired t-test. An interval that excludes zero without these is a hint and no more: three seeds have the same "
         "sign one time in four where nothing differs.",
         "A bootstrap over few seeds is too narrow: where differences are normal, its 95 % interval holds the truth "
-        "about 76 % of the time with 3 seeds, 84 % with 5 and 92 % with 10. Hence the t-test.",
+        "about 75 % of the time with 3 seeds, 84 % with 5 and 90 % with 10. Hence the t-test.",
         f"{count(made, 'interval')} were computed and none is corrected for it: even if every one were as good as it "
         f"says, about {0.05 * made:.1f} of them would exclude zero by chance alone. "
         "Choosing the best arm after looking makes it worse.",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,9 +15,14 @@ STUDY_VERSION = 1
 TASKS = ("segmentation", "classification")
 PARTS = ("test", "validation")
 
-# options under "data": those of both bundles, and those that only tell where labels come from
+# options under "data": those of both bundles, and those that only tell where the labels of a task come from
 COMMON = ("modality", "spatial_dims", "in_channels", "spacing_mm", "window_hu")
-LABELS = ("labels_dir", "label_values", "allow_empty_labels", "class_pattern", "labels_csv")
+LABELS = {
+    "segmentation": ("labels_dir", "label_values", "allow_empty_labels"),
+    "classification": ("class_pattern", "labels_csv"),
+}
+PATTERNS = ("patient_pattern", "class_pattern")
+NETWORK = ("architecture", "architecture_args", "backbone", "backbone_args", "spacing_mm")  # of finetuning
 FINDING = ("dataset_dir", "datalist", "slices", "classes", "patient_pattern", "skip_bad", "unit")
 
 
@@ -41,6 +47,10 @@ class Arm:
     pretrained_by: str | None = None
     equal_time: str | None = None
     compare_with: list[str] = field(default_factory=list)
+
+    def finetunes_like(self, other: Arm) -> bool:
+        """Whether both finetune the same network at the same spacing, so that their scores can be compared."""
+        return all(self.finetune.get(key) == other.finetune.get(key) for key in NETWORK)
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,9 @@ class Study:
     def __post_init__(self) -> None:
         expect_choice("task", self.task, TASKS)
         expect_choice("evaluate_on", self.evaluate_on, PARTS)
-        expect_known("data", self.data, (*COMMON, *LABELS, *FINDING))
+        expect_known(f"data of a {self.task}", self.data, (*COMMON, *LABELS[self.task], *FINDING))
+        for name in PATTERNS:
+            _expect_pattern(f"data.{name}", self.data.get(name))
         if not isinstance(self.data.get("classes"), list) or not self.data["classes"]:
             raise ValueError(f"data.classes: expected a list of names, got {self.data.get('classes')!r}.")
         if not self.data.get("dataset_dir") and not self.data.get("datalist"):
@@ -90,12 +102,19 @@ class Study:
                 raise ValueError(f"{name}: expected a number, got {getattr(self, name)!r}.")
         if list(self.seeds) != sorted(set(self.seeds)) or not all(0 < fraction <= 1 for fraction in self.seeds):
             raise ValueError(f"seeds: expected ascending label fractions in (0, 1], got {list(self.seeds)}.")
+        if "key_metric" in self.finetune:
+            expect_choice("finetune.key_metric", self.key_metric, self.metrics)
+        titles = Counter(arm.title for arm in self.arms.values())
+        if same := [title for title, count in titles.items() if count > 1]:
+            raise ValueError(f"arms: expected a title of its own for each, several are called {same}.")
         for name, arm in self.arms.items():
             self._check_arm(name, arm)
 
     def _check_arm(self, name: str, arm: Arm) -> None:
         if not re.fullmatch(r"[\w.+-]+", name):
             raise ValueError(f"arms: expected a name that can be part of a folder's, got {name!r}.")
+        if "key_metric" in arm.finetune:
+            raise ValueError(f"arm {name!r}: key_metric is the same for all arms; give it under finetune.")
         others = [*arm.compare_with, *filter(None, (arm.equal_time, arm.pretrained_by))]
         absent = [other for other in others if other not in self.arms]
         if absent:
@@ -142,16 +161,16 @@ class Study:
 
     @property
     def key_metric(self) -> str:
-        """The metric that the report is about."""
-        return "dice" if self.task == "segmentation" else "accuracy"
+        """The metric that the report is about, and that chooses checkpoints."""
+        return str(self.finetune.get("key_metric", "dice" if self.task == "segmentation" else "accuracy"))
 
     @property
     def metrics(self) -> list[str]:
-        """Columns of an evaluation, key metric first."""
+        """Columns of an evaluation."""
         if self.task == "classification":
             return ["accuracy", "balanced_accuracy", "macro_f1", "auroc", *_each("f1", self.data["classes"])]
         distance = f"hd95_{self.data.get('unit') or ('px' if self.data.get('modality') == 'image2d' else 'mm')}"
-        return ["dice", distance, "surface_dice", *_each("dice", self.data["classes"])]
+        return ["dice", distance, "hd95_missing", "surface_dice", *_each("dice", self.data["classes"])]
 
     def to_json(self) -> dict[str, Any]:
         """As ``study.json`` holds it."""
@@ -161,6 +180,13 @@ class Study:
 
 def _each(measure: str, classes: Sequence[str]) -> list[str]:
     return [f"{measure}_{name}" for name in classes]
+
+
+def _expect_pattern(name: str, pattern: Any) -> None:
+    try:
+        re.compile(pattern or "")
+    except (re.error, TypeError) as error:
+        raise ValueError(f"{name}: expected a regular expression, got {pattern!r} ({error}).") from error
 
 
 def expect_choice(name: str, value: Any, choices: Sequence[str]) -> None:

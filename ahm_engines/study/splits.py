@@ -50,6 +50,10 @@ def make_splits(study: Study, folder: Path) -> Splits:
             other data in ``folder``.
     """
     labelled, images = _labelled(study), _images(study)
+    logger.info(
+        "%d labelled images of %d patients; %d images of %d patients in all.",
+        *(len(cases) for found in (_all(labelled), images) for cases in (found, _patients(found))),
+    )
     parts = {seed: _divide(study, labelled, seed) for seed in study.all_seeds}
     by = _stratify(study)
     chosen = {
@@ -72,7 +76,7 @@ def make_splits(study: Study, folder: Path) -> Splits:
 def _labelled(study: Study) -> Cases:
     data = study.data
     options = _finding(study) | {"classes": data["classes"], "val_fraction": 0.0, "test_fraction": 0.0}
-    options |= {key: data[key] for key in LABELS if key in data}
+    options |= {key: data[key] for key in LABELS[study.task] if key in data}
     if study.task == "segmentation":
         return load_segmentation_cases(**options)
     cases = load_classification_cases(**options)
@@ -155,6 +159,10 @@ def _check_classes(
 
 def _absent(cases: Cases, some: Sequence[Case]) -> list[str]:
     return [name for name in cases.classes if not any(name in cases.present[case["case_id"]] for case in some)]
+
+
+def _all(cases: Cases) -> list[Case]:
+    return [*cases.training, *cases.validation, *cases.test]
 
 
 def _patients(cases: Sequence[Case]) -> set[str]:

@@ -104,6 +104,21 @@ def test_every_gpu_has_as_many_cells_as_workers(
     assert called["devices"] == devices and called["threads"] >= 1
 
 
+@pytest.mark.parametrize(("visible", "devices"), [("2,5", ["2", "5"]), ("MIG-a,MIG-b,MIG-c", ["MIG-a", "MIG-b"])])
+def test_only_gpus_that_the_environment_shows_are_used(
+    called: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, devices: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert ahm("study", "--dataset_dir", tmp_path, *DATA).exit_code == 0
+    assert called["devices"] == devices
+
+
+def test_the_pattern_of_patients_is_an_option(called: dict[str, Any], tmp_path: Path) -> None:
+    assert ahm("study", "--dataset_dir", tmp_path, *DATA, "--patient_pattern", "(p\\d+)").exit_code == 0
+    assert called["study"].data["patient_pattern"] == "(p\\d+)"
+
+
 @pytest.mark.parametrize(("named", "threads"), [("7", 7), ("0", 6), ("2,1", 6)])
 def test_cells_have_the_threads_that_the_environment_names(
     called: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, threads: int

@@ -10,8 +10,9 @@ import pytest
 
 from ahm_engines.study.comparisons import compare, compare_all, race, targets
 from ahm_engines.study.finished import read_finished
+from ahm_engines.study.report import write_report
 from ahm_engines.study.statistics import Verdict
-from tests.fixtures_study import finetuned, planted_study, write_curves, write_results, write_settings
+from tests.fixtures_study import COLUMNS, finetuned, planted_study, write_curves, write_results, write_settings
 
 
 def test_only_seeds_that_both_arms_have_count_and_the_others_are_named(tmp_path: Path) -> None:
@@ -36,6 +37,21 @@ def test_pairing_finds_a_small_gain_below_a_large_spread_between_seeds(tmp_path:
     assert found["a3c", "random"].verdict is Verdict.SHOWN
     assert 0.0185 < found["a3c", "random"].interval.low < 0.02 < found["a3c", "random"].interval.high < 0.0215
     assert found["random", "scratch"].verdict is Verdict.NO_INTERVAL  # all differences are zero
+
+
+def test_distances_are_compared_where_both_arms_have_found_something_in_every_case(tmp_path: Path) -> None:
+    """An arm that finds nothing in the hard cases has the mean of the easy ones."""
+    missing = {"a3c": [0, 4, 0], "random": [0, 0, 1]}
+    rows = [
+        finetuned(arm, seed, 0.5, hd95_missing=count) for arm, of in missing.items() for seed, count in enumerate(of)
+    ]
+    metrics = ["dice", "hd95_mm", "hd95_missing", "surface_dice"]
+    write_settings(tmp_path, seeds={"0.25": [0, 1, 2]}, metrics=metrics)
+    write_results(tmp_path, rows, columns=[*COLUMNS, "hd95_missing"])
+    study = read_finished(tmp_path)
+    seeds = {metric: [*compare(study, metric, "a3c", "random", 0.25).differences] for metric in metrics}
+    assert seeds == {"dice": [0, 1, 2], "hd95_mm": [0], "hd95_missing": [0, 1, 2], "surface_dice": [0, 1, 2]}
+    assert "Where a network finds nothing there is no HD95" in write_report(tmp_path).markdown.read_text()
 
 
 def raced(folder: Path, curves: dict[tuple[str, int], list[float]], **settings: object) -> Path:

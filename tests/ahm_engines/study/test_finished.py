@@ -42,6 +42,20 @@ def test_the_pretraining_of_an_arm_may_be_that_of_another(tmp_path: Path) -> Non
     assert [row[0] for row in pretraining_table(study).rows] == [arm.title for arm in study.arms.values()][1:]
 
 
+def test_steps_are_raced_against_scratch_of_the_same_network(tmp_path: Path) -> None:
+    vit = {"backbone": "unetr"}
+    arms = {
+        "scratch": {"title": "scratch"},
+        "a3c": {"title": "A3C", "pretrain": {}},
+        "mae": {"title": "MAE", "pretrain": {}, "finetune": vit, "compare_with": ["scratch"]},
+    }
+    study = read_finished(write_settings(tmp_path, arms=arms, seeds={"1.0": [0]}))
+    assert [study.scratch_of(name) for name in arms] == ["scratch", "scratch", None]
+    more = arms | {"scratch_unetr": {"title": "UNETR", "finetune": vit}}
+    study = read_finished(write_settings(tmp_path, arms=more, seeds={"1.0": [0]}))
+    assert study.scratch_of("mae") == "scratch_unetr"
+
+
 def test_rows_of_other_cells_and_other_patients_do_not_count(tmp_path: Path) -> None:
     rows = [
         finetuned("a3c", 0, 0.7),

@@ -82,6 +82,18 @@ def test_all_output_is_appended_to_the_log(tmp_path: Path) -> None:
     assert lines[0] == "before" and {"by Python", "by a program", "here"} <= set(lines)
 
 
+def test_the_time_of_a_run_that_was_interrupted_counts_until_its_last_checkpoint(tmp_path: Path) -> None:
+    job = own_bundle(tmp_path, "None")
+    checkpoint = job.folder / "models" / "last.pt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    began = checkpoint.stat().st_mtime - 100
+    (job.folder / "seconds.json").write_text(json.dumps({"before": 1000.0, "began": began}))
+    assert 1100 < run_alone(job)["seconds"] < 1100 + 60
+    # the process before left no checkpoint of its own, so what it did is lost, and its time is not part of the run's
+    assert 1100 < run_alone(job)["seconds"] < 1100 + 60
+
+
 @pytest.mark.parametrize(
     ("expression", "error"),
     [

@@ -113,7 +113,24 @@ def test_an_arm_like_another_changes_what_it_says() -> None:
         {"freeze_epochs": 1},
     )
     assert study.arms["less"].finetune == {} and study.arms["lesser"].compare_with == ["scratch"]
-    assert (study.arms["my_own"].title, study.arms["my_own"].compare_with) == ("my own", [])
+    assert (study.arms["my_own"].title, study.arms["my_own"].compare_with) == ("my own", ["scratch"])
+
+
+def test_titles_tell_arms_apart() -> None:
+    """Reports name arms by their titles alone."""
+    arms = {"a3c": {}, "random": {}, "a3c_encoder": {"like": "a3c"}, "random_equal_time": {"equal_time": "a3c_encoder"}}
+    titles = [arm.title for arm in read(arms=arms).arms.values()]
+    assert titles == ["A3C", "random masks", "a3c encoder", "random equal time"]
+    with pytest.raises(ValueError, match=r"arms: expected a title of its own for each, several are called \['A3C'\]"):
+        read(arms={"a3c": {}, "other": {"like": "a3c", "title": "A3C"}})
+
+
+def test_an_arm_is_compared_with_scratch_of_its_own_network(caplog: pytest.LogCaptureFixture) -> None:
+    own = {"pretrain": {"masker": "a3c"}, "finetune": {"backbone": "unetr", "backbone_args": {}}}
+    arms = read(arms={"scratch": {}, "scratch_unetr": {}, "mine": own}).arms
+    assert arms["mine"].compare_with == ["scratch_unetr"] and not caplog.text
+    assert read(arms=["scratch", "mae"]).arms["mae"].compare_with == []
+    assert "arm 'mae' is compared with no other arm" in caplog.text
 
 
 def test_names_choose_among_the_arms_of_a_file_and_of_an_ablation(tmp_path: Path) -> None:
@@ -197,9 +214,9 @@ def test_paths_of_data_start_from_the_data_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "metrics"),
     [
-        ({}, ["dice", "hd95_mm", "surface_dice", "dice_a", "dice_b"]),
-        ({"data__modality": "image2d"}, ["dice", "hd95_px", "surface_dice", "dice_a", "dice_b"]),
-        ({"data__unit": "px"}, ["dice", "hd95_px", "surface_dice", "dice_a", "dice_b"]),
+        ({}, ["dice", "hd95_mm", "hd95_missing", "surface_dice", "dice_a", "dice_b"]),
+        ({"data__modality": "image2d"}, ["dice", "hd95_px", "hd95_missing", "surface_dice", "dice_a", "dice_b"]),
+        ({"data__unit": "px"}, ["dice", "hd95_px", "hd95_missing", "surface_dice", "dice_a", "dice_b"]),
         ({"task": "classification"}, ["accuracy", "balanced_accuracy", "macro_f1", "auroc", "f1_a", "f1_b"]),
     ],
 )
@@ -208,13 +225,29 @@ def test_metrics_follow_from_task_and_unit(changes: dict[str, Any], metrics: lis
     assert study.metrics == metrics and study.key_metric == metrics[0]
 
 
+def test_a_classification_may_be_about_another_of_its_metrics() -> None:
+    study = read(task="classification", finetune__key_metric="macro_f1")
+    assert study.key_metric == "macro_f1" and study.to_json()["key_metric"] == "macro_f1"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"task": "regression"}, "task: expected one of segmentation, classification, got 'regression'"),
         ({"evaluate_on": "training"}, "evaluate_on: expected one of test, validation, got 'training'"),
         ({"epochs": 3}, r"study: unknown entries \['epochs'\], expected some of \['arms'"),
-        ({"data__dataset": "x"}, r"data: unknown entries \['dataset'\], expected some of .*'dataset_dir'"),
+        (
+            {"data__dataset": "x"},
+            r"data of a segmentation: unknown entries .'dataset'\], expected some of .*'dataset_dir",
+        ),
+        (
+            {"data__labels_dir": "x", "task": "classification"},
+            "data of a classification: unknown entries .'labels_dir'",
+        ),
+        ({"data__labels_csv": "x"}, r"data of a segmentation: unknown entries \['labels_csv'\], expected some of"),
+        ({"data__patient_pattern": "(p"}, r"data.patient_pattern: expected a regular expression, got '\(p' \(missing"),
+        ({"finetune__key_metric": "f2"}, "finetune.key_metric: expected one of dice, hd95_mm, .*, got 'f2'"),
+        ({"arms": {"scratch": {"finetune": {"key_metric": "dice"}}}}, "arm 'scratch': key_metric is the same for all"),
         ({"data__classes": "a"}, "data.classes: expected a list of names, got 'a'"),
         ({"data__classes": []}, "data.classes: expected a list"),
         ({"data__dataset_dir": None}, "data: expected a dataset_dir or a datalist"),

@@ -221,9 +221,16 @@ def test_equal_time_is_epochs_by_the_measured_times_of_a_step(
 
 def test_equal_time_follows_the_epochs_of_the_other_arm(images: Path, tmp_path: Path, fake: FakeRuns) -> None:
     arms = {"random": {}, "random_equal_time": {}, "a3c": {"pretrain": {"max_epochs": 5}}}
-    fake.outcomes[RANDOM] = {"step_seconds": 0.25}
+    fake.outcomes |= {RANDOM: {"step_seconds": 0.25, "steps": 12}, A3C: {"steps": 20}}
     run(study_of(images, SMALL | {"arms": arms, "seeds": {"1.0": 1}}), tmp_path)
     assert ["begin", "pretrain random_equal_time, seed 0", "10", ""] in fake.lines()
+
+
+def test_equal_time_knows_that_epochs_differ_in_steps(images: Path, tmp_path: Path, fake: FakeRuns) -> None:
+    """Half as many steps that take twice as long each are no more time."""
+    fake.outcomes |= {RANDOM: {"step_seconds": 0.5, "steps": 12}, A3C: {"step_seconds": 1.0, "steps": 6}}
+    run(study_of(images, SMALL | {"seeds": {"1.0": 1}}), tmp_path)
+    assert ["begin", "pretrain random_equal_time, seed 0", "3", ""] in fake.lines()
 
 
 def test_equal_time_without_a_measured_time_fails_and_says_why(images: Path, tmp_path: Path, fake: FakeRuns) -> None:

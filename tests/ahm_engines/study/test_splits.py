@@ -93,6 +93,15 @@ def test_labelled_patients_are_counted_as_patients(splits: Splits) -> None:
     ]
 
 
+def test_what_counts_as_a_patient_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = write_blobs(tmp_path / "data", [f"p{n}_{visit}" for n in range(5) for visit in "ab"], unlabelled=["p9_a"])
+    with caplog.at_level(logging.INFO, "ahm_engines"):
+        make_splits(study_of(images), tmp_path / "one")
+        make_splits(study_of(images, {"data.patient_pattern": r"(p\d)"}), tmp_path / "other")
+    assert "10 labelled images of 10 patients; 11 images of 11 patients in all." in caplog.text
+    assert "10 labelled images of 5 patients; 11 images of 6 patients in all." in caplog.text
+
+
 def test_seeds_divide_the_patients_differently(splits: Splits) -> None:
     held = [patients_of(splits.finetune[1.0, seed], "test") for seed in range(3)]
     assert len({frozenset(patients) for patients in held}) > 1
