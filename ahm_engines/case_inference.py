@@ -24,7 +24,7 @@ from ahm_transforms.io.dicom import transfer_syntax
 
 __all__ = ["CaseInference", "CaseResult", "IncompleteInferenceError", "TolerantDataset"]
 
-OK, FAILED = "ok", "failed"
+OK, FAILED, SKIPPED = "ok", "failed", "skipped"
 LONGEST_REASON = 300  # characters
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class CaseInference(Evaluator):
     Postprocessing gets ``image``, ``pred`` (as the network gives it), ``case_id`` and ``files``, without batch axis.
     At the end ``results.json`` in ``output_dir`` and a table in the log tell about every case, and :meth:`run` raises
     when one failed, so that the command ends with a status other than 0. Seconds are those since the case before.
+    Table and error say in which folder damaged and skipped DICOM files are, ``results.json`` has their pseudonyms.
 
     Args:
         device: where to run.
@@ -76,6 +77,7 @@ class CaseInference(Evaluator):
         output_dir: folder for ``results.json``.
         inferer: runs the network; the default takes whole images.
         bad: cases that were found to be damaged before, and why; they count as failed.
+        skipped: what was found and is nothing to predict on, and why; it counts neither as done nor as failed.
         postprocessing, val_handlers: as in MONAI's ``SupervisedEvaluator``. Handlers find a list in the output: of one
             dictionary, or empty for a case that failed.
         amp: whether to autocast the network.
@@ -104,6 +106,7 @@ class CaseInference(Evaluator):
         *,
         inferer: Inferer | None = None,
         bad: Sequence[LeftOut] = (),
+        skipped: Sequence[LeftOut] = (),
         postprocessing: Callable[..., Any] | None = None,
         val_handlers: Sequence[Any] | None = None,
         amp: bool = False,
@@ -120,7 +123,9 @@ class CaseInference(Evaluator):
         self.network = network
         self.folder = writable_folder(output_dir)
         self.inferer = inferer or SimpleInferer()
-        self.bad = [CaseResult(name, FAILED, 0.0, reason) for name, reason in bad]
+        self.bad = [CaseResult(_id_of(item), FAILED, 0.0, item.reason) for item in bad]
+        self.skipped = [CaseResult(_id_of(item), SKIPPED, 0.0, item.reason) for item in skipped]
+        self._names = {_id_of(item): item.name for item in (*bad, *skipped)}
         self.precision = Precision(device, amp, amp_kwargs)
         self.results: list[CaseResult] = []
         self._since = 0.0
@@ -131,7 +136,7 @@ class CaseInference(Evaluator):
         Raises:
             IncompleteInferenceError: some failed.
         """
-        self.results = list(self.bad)
+        self.results = [*self.bad, *self.skipped]
         self._since = time.perf_counter()
         try:
             if self.state.epoch_length != 0:  # every case may have been bad
@@ -140,8 +145,9 @@ class CaseInference(Evaluator):
             self._report()
         failed = [result for result in self.results if result.status == FAILED]
         if failed:
-            count = f"{len(failed)} of {len(self.results)} case(s) failed"
-            raise IncompleteInferenceError(f"{count}, the others are in {self.folder}:\n{_table(failed)}")
+            count = f"{len(failed)} of {len(self.results) - len(self.skipped)} case(s) failed"
+            table = _table(failed, self._names)
+            raise IncompleteInferenceError(f"{count}, the others are in {self.folder}:\n{table}")
 
     @torch.no_grad()
     def _iteration(self, engine: Any, batchdata: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -179,15 +185,26 @@ class CaseInference(Evaluator):
         self.fire_event(IterationEvents.MODEL_COMPLETED)
 
     def _report(self) -> None:
-        failed = sum(result.status == FAILED for result in self.results)
-        logger.info("%d case(s) done, %d failed:\n%s", len(self.results) - failed, failed, _table(self.results))
+        statuses = [result.status for result in self.results]
+        done, failed, skipped = (statuses.count(status) for status in (OK, FAILED, SKIPPED))
+        more = f", {skipped} skipped" if skipped else ""
+        logger.info("%d case(s) done, %d failed%s:\n%s", done, failed, more, _table(self.results, self._names))
         cases = [result._asdict() for result in self.results]
-        write_json(self.folder / "results.json", {"done": len(cases) - failed, "failed": failed, "cases": cases})
+        counts = {"done": done, "failed": failed, "skipped": skipped}
+        write_json(self.folder / "results.json", {**counts, "cases": cases})
 
 
-def _table(results: Sequence[CaseResult]) -> str:
-    """Plain text, columns aligned."""
-    rows = [CaseResult._fields, *((name, status, f"{spent:.1f}", why) for name, status, spent, why in results)]
+def _id_of(item: LeftOut) -> str:
+    """How results call it: by a pseudonym, if it has one."""
+    return str(getattr(item, "case_id", item.name))
+
+
+def _table(results: Sequence[CaseResult], names: Mapping[str, str]) -> str:
+    """Plain text, columns aligned; what has a name besides its id is listed by that, the id before the reason."""
+    rows = [CaseResult._fields]
+    for case_id, status, spent, reason in results:
+        name = names.get(case_id, case_id)
+        rows.append((name, status, f"{spent:.1f}", reason if name == case_id else f"{case_id}: {reason}"))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(
         f"  {name:<{widths[0]}}  {status:<{widths[1]}}  {seconds:>{widths[2]}}  {why}".rstrip()

@@ -27,6 +27,21 @@ class LeftOut(NamedTuple):
     reason: str
 
 
+class LeftOutCase(LeftOut):
+    """The same with a ``case_id`` for results, where ``name`` may hold a folder that is called after a patient."""
+
+    case_id: str
+
+    def __new__(cls, name: str, reason: str, case_id: str) -> LeftOutCase:
+        item = super().__new__(cls, name, reason)
+        item.case_id = case_id
+        return item
+
+    def __getnewargs__(self) -> tuple[str, str, str]:
+        """Keep the id in copies and other processes."""
+        return (self.name, self.reason, self.case_id)
+
+
 class Geometry(NamedTuple):
     """Size and spacing of one image, axes in RAS order where the file says which they are."""
 

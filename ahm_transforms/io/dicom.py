@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,10 +16,11 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from ahm_transforms.io._types import Case, Found, LeftOut
+from ahm_transforms.io._types import Case, Found, LeftOutCase
 from ahm_transforms.io.progress import with_bar
 
 _TAGS = [
+    "SOPClassUID",
     "SOPInstanceUID",
     "SeriesInstanceUID",
     "StudyInstanceUID",
@@ -38,6 +40,13 @@ _TAGS = [
 _UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 _ORIENTATION_TOLERANCE = 1e-3
 _GAP_FACTOR = 1.5  # a gap this many times the usual one means that a slice is missing
+_UNEVEN = 0.25  # of the mean gap: how far a slice may lie from where one spacing puts it
+_FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")  # of a data set, little endian
+_NO_PREAMBLE = (
+    "no DICOM preamble (128 bytes and DICM); write such a file anew with dcmtk's dcmconv, or with pydicom: "
+    "dcmread(file, force=True), file_meta.TransferSyntaxUID where it is missing, "
+    "save_as(file, enforce_file_format=True)"
+)
 
 
 class _Header(NamedTuple):
@@ -60,15 +69,17 @@ class _Header(NamedTuple):
     position: tuple[float, ...]
     orientation: tuple[float, ...]
     localizer: bool
+    preamble: bool
 
 
 def find_series(paths: Sequence[Path], *, root: Path) -> Found:
     """Return one case for each DICOM series among ``paths``, its files sorted along the slice normal.
 
-    Files without the DICOM preamble are passed over. Localizers, single slices, multi-frame files and series that hold
-    several volumes are left out; mixed sizes and missing slices are bad. Names in the report are the series number and
-    the folder below ``root``. ``patient_id`` and ``case_id`` are short hashes of PatientID and SeriesInstanceUID:
-    pseudonyms, which somebody who holds a list of patients could still match.
+    Files that are no DICOM are passed over. Localizers, single slices, multi-frame files and series that hold several
+    volumes are left out; mixed sizes, missing slices, uneven distances, and files without preamble or SeriesInstanceUID
+    are bad. Names in the report are the series number and the folder below ``root``. ``patient_id`` and ``case_id``
+    are short hashes of PatientID and SeriesInstanceUID: pseudonyms, which somebody who holds a list of patients could
+    still match. What is bad or left out has a ``case_id`` of that kind too.
     """
     found = Found()
     series: dict[str, dict[str, _Header]] = defaultdict(dict)
@@ -78,11 +89,15 @@ def find_series(paths: Sequence[Path], *, root: Path) -> Found:
         except InvalidDicomError:
             continue
         except Exception as error:  # pydicom raises whatever a damaged header makes it stumble over
-            found.bad.append(LeftOut(path.relative_to(root).as_posix(), f"unreadable DICOM header: {error}"))
+            name, reason = path.relative_to(root).as_posix(), str(error).replace(f"{path.parent}{os.sep}", "")
+            bad = LeftOutCase(name, f"unreadable DICOM header: {reason}", f"image-{short_hash(name)}")
+            found.bad.append(bad)
             continue
+        if not header.series and not header.rows and header.preamble:
+            continue  # DICOMDIR and the like
         # the same slice stored twice (a copy of the study, say) counts once
-        series[header.series].setdefault(header.instance or str(path), header)
-    series.pop("", None)  # DICOMDIR and the like
+        uid = header.series or path.parent.relative_to(root).as_posix()
+        series[uid].setdefault(header.instance or str(path), header)
     for uid, slices in series.items():
         _add_series(found, uid, list(slices.values()), root)
     return found
@@ -98,7 +113,7 @@ def dicom_case(path: Path) -> Case:
         header = _read_header(path)
     except Exception as error:  # pydicom raises whatever a damaged header makes it stumble over
         raise ValueError(f"{path} cannot be read: expected NIfTI, PNG, TIFF, JPEG or DICOM. {error}") from error
-    reason = _not_an_image([header])
+    reason = _NO_PREAMBLE if not header.preamble else _not_an_image([header])
     if reason is None and _is_truncated(header):
         reason = "the file ends early"
     if reason:
@@ -120,8 +135,26 @@ def transfer_syntax(path: str | Path) -> str:
         return ""
 
 
+def _read_dataset(path: Path) -> tuple[pydicom.Dataset, bool]:
+    """Return the tags, and whether the file has a preamble; one that is no DICOM raises `InvalidDicomError`."""
+    try:
+        return pydicom.dcmread(path, specific_tags=_TAGS, stop_before_pixels=True), True
+    except InvalidDicomError:
+        with path.open("rb") as file:
+            if file.read(2) not in _FIRST_GROUPS:
+                raise
+        try:
+            dataset = pydicom.dcmread(path, specific_tags=_TAGS, stop_before_pixels=True, force=True)
+            known = "SOPClassUID" in dataset or "Rows" in dataset
+        except Exception:  # any binary file may begin like this
+            known = False
+        if not known:
+            raise
+        return dataset, False
+
+
 def _read_header(path: Path) -> _Header:
-    header = pydicom.dcmread(path, specific_tags=_TAGS, stop_before_pixels=True)
+    header, preamble = _read_dataset(path)
 
     def text(tag: str) -> str:
         return sys.intern(str(header.get(tag) or ""))
@@ -154,18 +187,22 @@ def _read_header(path: Path) -> _Header:
         position=numbers("ImagePositionPatient", 3),
         orientation=numbers("ImageOrientationPatient", 6),
         localizer="LOCALIZER" in kinds,
+        preamble=preamble,
     )
 
 
 def _add_series(found: Found, uid: str, slices: list[_Header], root: Path) -> None:
     folder = Path(slices[0].file).parent.relative_to(root).as_posix()
-    name = f"series {slices[0].number or '?'} in {folder}"
+    name, case_id = f"series {slices[0].number or '?'} in {folder}", f"series-{short_hash(uid)}"
+    if reason := _not_a_series(slices):
+        found.bad.append(LeftOutCase(name, reason, case_id))
+        return
     if reason := _not_a_volume(slices):
-        found.left_out.append(LeftOut(name, reason))
+        found.left_out.append(LeftOutCase(name, reason, case_id))
         return
     slices = [slices[index] for index in np.argsort(_positions_mm(slices), kind="stable")]
     if reason := _damage(slices):
-        found.bad.append(LeftOut(name, reason))
+        found.bad.append(LeftOutCase(name, reason, case_id))
         return
     found.cases.append(_case(uid, slices))
 
@@ -176,6 +213,15 @@ def _case(uid: str, slices: Sequence[_Header]) -> Case:
         "case_id": f"series-{short_hash(uid)}",
         "patient_id": f"patient-{short_hash(slices[0].patient or slices[0].study or uid)}",
     }
+
+
+def _not_a_series(slices: Sequence[_Header]) -> str | None:
+    without = sum(not header.preamble for header in slices)
+    if without:
+        return f"{without} of {len(slices)} file(s) with {_NO_PREAMBLE}"
+    if not slices[0].series:
+        return f"{len(slices)} file(s) without SeriesInstanceUID, which says what belongs together"
+    return None
 
 
 def _not_an_image(slices: Sequence[_Header]) -> str | None:
@@ -215,12 +261,17 @@ def _damage(slices: Sequence[_Header]) -> str | None:
     spacings = {header.spacing for header in slices}
     if len(spacings) > 1:
         return f"slices of mixed pixel spacings: {sorted(spacings)} mm"
-    gaps = np.diff(_positions_mm(slices))
+    positions = _positions_mm(slices)
+    gaps = np.diff(positions)
     usual = float(np.median(gaps))
     wide = np.flatnonzero(gaps > _GAP_FACTOR * usual)
     if len(wide):
         where = ", ".join(f"{gaps[i]:.2f} mm after slice {i + 1}" for i in wide[:3])
         return f"slices are missing: gaps of {where}, where slices are {usual:.2f} mm apart"
+    off = np.abs(positions - np.linspace(positions[0], positions[-1], len(slices))).max()
+    if off > _UNEVEN * gaps.mean():
+        told = f"uneven slice distances: {gaps.min():.2f} to {gaps.max():.2f} mm"
+        return f"{told}, with one spacing for all, slices would lie up to {off:.1f} mm off"
     short = [header for header in slices if _is_truncated(header)]
     return f"{len(short)} file(s) end early, such as {Path(short[0].file).name}" if short else None
 

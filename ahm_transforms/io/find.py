@@ -7,9 +7,9 @@ import os
 import re
 from pathlib import Path
 
-from ahm_transforms.io._types import Case, Found, LeftOut, lines_by_reason
+from ahm_transforms.io._types import Case, Found, LeftOut, LeftOutCase, lines_by_reason
 from ahm_transforms.io.check import case_name
-from ahm_transforms.io.dicom import dicom_case, find_series
+from ahm_transforms.io.dicom import dicom_case, find_series, short_hash
 from ahm_transforms.io.reader import IMAGE_SUFFIXES, NIFTI_SUFFIXES, has_suffix
 
 # Label maps beside the images (Decathlon, nnU-Net and others) would otherwise be trained on as if they were images.
@@ -49,7 +49,8 @@ def find_cases(folder: str | Path, *, patient_pattern: str | None = None) -> Fou
 def find_inputs(path: str | Path, *, patient_pattern: str | None = None) -> Found:
     """Return what to predict on: all of a folder, or one NIfTI file, 2D picture or single-frame DICOM file.
 
-    Only DICOM headers are opened. What is damaged or would get a case_id twice is in ``bad``: the others can go on.
+    Only DICOM headers are opened. What is damaged or would get a case_id twice is in ``bad``, localizers and the like
+    are in ``left_out``: the others can go on.
 
     Args:
         path: a folder or a file.
@@ -94,7 +95,7 @@ def visible_files(root: Path) -> tuple[list[Path], list[LeftOut]]:
         labels = [name for name in names if name.lower() in _LABEL_FOLDERS]
         for name in labels:
             where = (Path(folder) / name).relative_to(root).as_posix()
-            left_out.append(LeftOut(f"{where}/", LABEL_FOLDER))
+            left_out.append(LeftOutCase(f"{where}/", LABEL_FOLDER, f"folder-{short_hash(where)}"))
         names[:] = sorted(name for name in names if name not in labels and not name.startswith("."))
         files += [Path(folder) / member for member in members if not member.startswith(".")]
     return sorted(files), left_out

@@ -12,9 +12,11 @@ from monai.utils import ImageMetaKey, MetaKeys
 
 __all__ = ["NameByCased"]
 
+_SUFFIX = ".nii.gz"  # MONAI takes it off; without one, it would take off what follows the last dot of an id
+
 
 class NameByCased(MapTransform):
-    """Let `SaveImaged` name the images of ``keys`` by the case's id.
+    """Let `SaveImaged` name the images of ``keys`` by the case's id, which may hold dots.
 
     Args:
         keys: entries with `MetaTensor` images.
@@ -36,7 +38,7 @@ class NameByCased(MapTransform):
             return result
         for key in self.key_iterator(result):
             result[key] = result[key].clone()
-            result[key].meta[ImageMetaKey.FILENAME_OR_OBJ] = str(result[self.id_key])
+            result[key].meta[ImageMetaKey.FILENAME_OR_OBJ] = f"{result[self.id_key]}{_SUFFIX}"
             # It tells where the scan's file keeps channels; MONAI would take a colour picture's mask for one line.
             result[key].meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = "no_channel"
         return result

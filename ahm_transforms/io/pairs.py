@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 
-from ahm_transforms.io._types import Case, Found, LeftOut, Source
+from ahm_transforms.io._types import Case, Found, LeftOut, LeftOutCase, Source
 from ahm_transforms.io.check import case_name
 from ahm_transforms.io.find import LABEL_FOLDER
 from ahm_transforms.io.reader import IMAGE_SUFFIXES, NIFTI_SUFFIXES, has_suffix
@@ -83,7 +83,7 @@ def move_without(source: Source, key: str, *, to: list[LeftOut]) -> None:
     without = [case for case in source.found.cases if case[key] is None]
     source.found.cases[:] = [case for case in source.found.cases if case[key] is not None]
     for case in without:
-        to.append(LeftOut(case_name(case), f"no {key}"))
+        to.append(LeftOutCase(case_name(case), f"no {key}", case["case_id"]))
 
 
 def find_pairs(cases: Sequence[Case], *, root: Path, folder: str | Path | None = None) -> dict[str, str]:

@@ -30,8 +30,9 @@ class CaseReader(ImageReader):
     """Read a NIfTI file, a 2D picture, or one DICOM series given as its sorted files or as a folder.
 
     Pass it to `LoadImaged` as ``reader=CaseReader()``. A list of files is one volume, slice by slice in the order
-    given; rescale slope and intercept are applied and the affine is that of MONAI's `ITKReader`. Of the metadata only
-    geometry is kept, so that nothing that names a patient travels with the image. ITK is imported when DICOM is read.
+    given; rescale slope and intercept are applied and the affine is that of MONAI's `ITKReader`. A TIFF must have a
+    single page. Of the metadata only geometry is kept, so that nothing that names a patient travels with the image. ITK
+    is imported when DICOM is read.
 
     Example:
         >>> from monai.transforms import LoadImaged
@@ -124,11 +125,19 @@ def has_suffix(path: PathLike, suffixes: Sequence[str]) -> bool:
     return str(path).lower().endswith(tuple(suffixes))
 
 
+def _only_page(picture: Image) -> Image:
+    pages = getattr(picture, "n_frames", 1) if picture.format == "TIFF" else 1  # a JPEG may hold previews of itself
+    if pages > 1:
+        name = Path(getattr(picture, "filename", "")).name
+        raise ValueError(f"{name} has {pages} pages, expected one: save a file per page, or a volume as NIfTI.")
+    return picture
+
+
 def _reader_for(files: Sequence[str], plain_picture: Callable[[Image], Image]) -> ImageReader:
     if len(files) > 1:
         return _SeriesReader()
     if has_suffix(files[0], NIFTI_SUFFIXES) and not Path(files[0]).is_dir():
         return NibabelReader()
     if has_suffix(files[0], IMAGE_SUFFIXES):
-        return PILReader(converter=plain_picture)
+        return PILReader(converter=lambda picture: plain_picture(_only_page(picture)))
     return ITKReader()

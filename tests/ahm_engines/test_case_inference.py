@@ -21,6 +21,7 @@ from ahm_engines.case_inference import CaseInference, IncompleteInferenceError, 
 from ahm_engines.handlers.predictions import ClassificationResults
 from ahm_engines.handlers.quick_look import QuickLookd
 from ahm_transforms.io import LeftOut
+from ahm_transforms.io._types import LeftOutCase
 from ahm_transforms.io.find import find_inputs
 from ahm_transforms.recipes import deterministic
 from tests.fixtures_data import PATIENT_ID, write_nifti
@@ -133,6 +134,20 @@ def test_what_the_search_found_damaged_counts_as_failed(tmp_path: Path) -> None:
     with pytest.raises(IncompleteInferenceError, match=r"1 of 4 .*\n.*\n  series 3 in a  failed .* slices are missing"):
         prepare(write_cases(tmp_path / "in"), tmp_path / "out", bad=bad).run()
     assert statuses(tmp_path / "out") == ["failed", "ok", "ok", "ok"]
+
+
+def test_what_is_skipped_is_told_and_fails_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    skipped = [LeftOutCase(f"series 1 in {SECRET}", "a localizer", "series-12ab"), LeftOut("labels/", "labels")]
+    with caplog.at_level(logging.INFO, logger="ahm_engines"):
+        prepare(write_cases(tmp_path / "in", 1), tmp_path / "out", skipped=skipped).run()
+    text = (tmp_path / "out/results.json").read_text()
+    report = json.loads(text)
+    assert (report["done"], report["failed"], report["skipped"]) == (1, 0, 2)
+    assert [case["case_id"] for case in report["cases"]] == ["series-12ab", "labels/", "case0"]
+    assert statuses(tmp_path / "out") == ["skipped", "skipped", "ok"]
+    assert SECRET not in text
+    assert "1 case(s) done, 0 failed, 2 skipped:" in caplog.text
+    assert f"  series 1 in {SECRET}  skipped      0.0  series-12ab: a localizer" in caplog.text
 
 
 @pytest.mark.filterwarnings("error")

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import shutil
 import tarfile
 from pathlib import Path
@@ -10,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from monai.data import ITKReader
-from pydicom import dcmread
+from pydicom import dcmread, dcmwrite
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEG2000Lossless, generate_uid
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, generate_uid
 
-from ahm_transforms.io import BadCasesError, CaseReader, find_cases, load_cases, load_image, progress
+from ahm_transforms.io import BadCasesError, CaseReader, find_cases, find_inputs, load_cases, load_image, progress
 from tests.fixtures_data import AXIAL, CORONAL, OBLIQUE, PATIENT_ID, PATIENT_NAME, real_data, write_series, write_slice
 
 
@@ -117,6 +118,89 @@ def test_missing_slices_stop_the_run_and_are_named(tmp_path: Path, gap: tuple, s
     with pytest.raises(BadCasesError, match=r"series 12 in s: slices are missing: gaps of \d+\.00 mm") as caught:
         load_cases(tmp_path)
     assert f"{2 * (len(gap) + 1):.2f} mm after slice {gap[0]}" in str(caught.value)
+
+
+@pytest.mark.parametrize("few_close", [True, False], ids=["3 mm mostly", "half and half"])
+def test_two_slice_distances_stop_the_run(tmp_path: Path, few_close: bool) -> None:
+    close = 11 if few_close else 20  # the head in slices of 1.5 mm, then in slices of 3 mm
+    write_series(tmp_path / "s", slices=close + 40, gap_mm=1.5, skip=range(close, close + 40, 2))
+    with pytest.raises(BadCasesError, match=r"series 3 in s: uneven slice distances: 1\.50 to 3\.00 mm, .* mm off"):
+        load_cases(tmp_path)
+
+
+def test_distances_that_are_rounded_are_even(tmp_path: Path) -> None:
+    uid = generate_uid()
+    for index, place in enumerate(np.linspace(0, 20.8, 33).round(1).tolist()):  # 0.6 or 0.7 mm
+        geometry = {"ImagePositionPatient": [0, 0, place], "ImageOrientationPatient": list(AXIAL)}
+        write_slice(tmp_path / str(index), np.zeros((8, 8), np.int16), SeriesInstanceUID=uid, **geometry)
+    assert len(find_cases(tmp_path).cases) == 1
+
+
+def strip_preamble(path: Path, *, meta: bool) -> None:
+    """Leave the data set alone, or with the file's meta information before it."""
+    dataset = dcmread(path)
+    if meta:
+        path.write_bytes(path.read_bytes()[132:])
+    else:
+        del dataset.file_meta
+        dataset.preamble = None
+        dcmwrite(path, dataset, implicit_vr=False, little_endian=True, enforce_file_format=False)
+
+
+@pytest.mark.parametrize("meta", [True, False], ids=["group 2", "group 8"])
+def test_files_without_preamble_are_named(tmp_path: Path, meta: bool) -> None:
+    write_series(tmp_path / "good")
+    write_series(tmp_path / "old")
+    for name in ("IM0004", "IM0005"):  # the other slices would pass for a volume
+        strip_preamble(tmp_path / "old" / name, meta=meta)
+    (tmp_path / "old/notes.txt").write_text("notes")
+    (tmp_path / "old/other").write_bytes(b"\x08\x00" + bytes(range(256)))
+    found = find_cases(tmp_path)
+    assert len(found.cases) == 1
+    ((name, reason),) = found.bad
+    assert name == "series 3 in old"
+    assert reason.startswith("2 of 6 file(s) with no DICOM preamble") and "dcmconv" in reason and "pydicom" in reason
+    with pytest.raises(ValueError, match=r"IM0004 cannot be used: no DICOM preamble"):
+        find_inputs(tmp_path / "old/IM0004")
+
+
+@pytest.mark.parametrize("meta", [True, False], ids=["group 2", "group 8"])
+def test_the_remedy_for_a_missing_preamble_works(tmp_path: Path, meta: bool) -> None:
+    stored = write_series(tmp_path)
+    for path in tmp_path.iterdir():
+        strip_preamble(path, meta=meta)
+        dataset = dcmread(path, force=True)
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        dataset.save_as(path, enforce_file_format=True)
+    np.testing.assert_array_equal(load_image(only_case(tmp_path)["image"]).numpy(), stored.transpose(2, 1, 0))
+
+
+def test_slices_without_series_are_named_and_other_files_passed_over(tmp_path: Path) -> None:
+    write_series(tmp_path / "good")
+    write_series(tmp_path / "study", slices=4, SeriesInstanceUID=None)
+    write_slice(tmp_path / "DICOMDIR", np.zeros((8, 8), np.int16), SeriesInstanceUID=None, Rows=None)
+    found = find_cases(tmp_path)
+    assert len(found.cases) == 1 and not found.left_out
+    ((name, reason),) = found.bad
+    assert name == "series 3 in study"
+    assert reason == "4 file(s) without SeriesInstanceUID, which says what belongs together"
+
+
+def test_what_is_not_used_has_a_pseudonym_that_travels(tmp_path: Path) -> None:
+    write_series(tmp_path / PATIENT_NAME / "a")
+    good = only_case(tmp_path)["case_id"]
+    (tmp_path / PATIENT_NAME / "a/IM0002").unlink()
+    write_series(tmp_path / PATIENT_NAME / "b", slices=1)
+    path = tmp_path / PATIENT_NAME / "c/broken"
+    write_series(path.parent)
+    path.write_bytes((path.parent / "IM0001").read_bytes().replace(b"0.8\\1.1", b"0.x\\1.1"))
+    found = find_cases(tmp_path)
+    broken, gap = pickle.loads(pickle.dumps(found.bad))
+    assert (broken.name, gap.name) == (f"{PATIENT_NAME}/c/broken", f"series 3 in {PATIENT_NAME}/a")
+    assert gap.case_id == good
+    assert broken.case_id.startswith("image-")
+    assert found.left_out[0].case_id.startswith("series-")
+    assert not any(PATIENT_NAME in item.case_id + item.reason for item in (broken, gap, *found.left_out))
 
 
 def test_mixed_sizes_stop_the_run(tmp_path: Path) -> None:

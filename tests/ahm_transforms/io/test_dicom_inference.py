@@ -70,7 +70,8 @@ def segment(source: Path, out: Path, window: tuple[float, float] = WINDOW) -> Ca
         ]
     )
     loader = DataLoader(TolerantDataset(found.cases, chain), batch_size=1)
-    return CaseInference("cpu", loader, TwoLevels(), out, inferer=SimpleInferer(), bad=found.bad, postprocessing=after)
+    told = {"bad": found.bad, "skipped": found.left_out}
+    return CaseInference("cpu", loader, TwoLevels(), out, inferer=SimpleInferer(), postprocessing=after, **told)
 
 
 def results(out: Path) -> list[tuple[Path, Path]]:
@@ -181,6 +182,39 @@ def test_a_series_with_a_gap_fails_and_the_others_go_on(tmp_path: Path) -> None:
     assert len(results(tmp_path / "out")) == 1
     report = json.loads((tmp_path / "out/results.json").read_text())
     assert (report["done"], report["failed"]) == (1, 1)
+
+
+def test_what_is_not_used_is_told_without_the_patient_s_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="ahm_engines")
+    folder = tmp_path / "in" / PATIENT_NAME
+    write_series(folder / "good")
+    write_series(folder / "enhanced", slices=1, NumberOfFrames=8)
+    write_series(folder / "echoes", gap_mm=0.0)
+    write_series(folder / "scout", slices=1)
+    write_nifti(folder / "masks/scan.nii.gz")
+    segment(tmp_path / "in", tmp_path / "out").run()
+    assert "1 case(s) done, 0 failed, 4 skipped:" in caplog.text
+    write_series(folder / "gap", skip=(2,))
+    (folder / "broken").write_bytes((folder / "good/IM0001").read_bytes().replace(b"0.8\\1.1", b"0.x\\1.1"))
+    with pytest.raises(IncompleteInferenceError, match=r"2 of 3 case\(s\) failed") as caught:
+        segment(tmp_path / "in", tmp_path / "out").run()
+
+    text = (tmp_path / "out/results.json").read_text()
+    report = json.loads(text)
+    assert (report["done"], report["failed"], report["skipped"]) == (1, 2, 4)
+    assert PATIENT_NAME not in text
+    skipped = [(case["case_id"], case["reason"]) for case in report["cases"] if case["status"] == "skipped"]
+    assert sorted((name.split("-")[0], " ".join(reason.split()[:2])) for name, reason in skipped) == [
+        ("folder", "a folder"),
+        ("series", "a single"),
+        ("series", "multi-frame (enhanced)"),
+        ("series", "several images"),
+    ]
+    gap = next(case for case in report["cases"] if case["reason"].startswith("slices are missing"))
+    row = f"  series 3 in {PATIENT_NAME}/gap  failed      0.0  {gap['case_id']}: slices are missing"
+    assert row in str(caught.value)
+    assert f"series 3 in {PATIENT_NAME}/echoes    skipped" in caplog.text
+    assert "skipped" not in str(caught.value)
 
 
 @pytest.mark.parametrize("syntax", [HTJ2KLossless, JPEG2000Lossless], ids=["no decoder", "damaged"])

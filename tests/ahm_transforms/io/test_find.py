@@ -34,6 +34,7 @@ def test_labels_and_hidden_files_are_not_images(tmp_path: Path) -> None:
     found = find_cases(tmp_path)
     assert [case["case_id"] for case in found.cases] == ["imagesTr_x"]
     assert [left.name for left in found.left_out] == ["labelsTr/"]
+    assert found.left_out[0].case_id.startswith("folder-")
 
 
 def test_patients_are_found_by_pattern(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ahm_transforms.io import find_inputs, with_masks
-from tests.fixtures_data import write_nifti, write_series
+from tests.fixtures_data import PATIENT_NAME, write_nifti, write_series
 
 
 def test_masks_are_found_by_the_names_of_the_images(tmp_path: Path) -> None:
@@ -18,6 +18,15 @@ def test_masks_are_found_by_the_names_of_the_images(tmp_path: Path) -> None:
     masks = [Path(case["mask"]).relative_to(tmp_path).as_posix() for case in found.cases]
     assert sorted(masks) == ["drawn/series.nii.gz", "drawn/ward/a.nii.gz"]
     assert found.bad == [("b.nii.gz", "no mask")]
+
+
+def test_a_series_without_a_mask_keeps_its_pseudonym(tmp_path: Path) -> None:
+    write_series(tmp_path / "data" / PATIENT_NAME)
+    (tmp_path / "drawn").mkdir()
+    case_id = find_inputs(tmp_path / "data").cases[0]["case_id"]
+    (bad,) = with_masks(find_inputs(tmp_path / "data"), tmp_path / "data", tmp_path / "drawn", wanted=True).bad
+    assert bad == (f"{case_id} in {PATIENT_NAME}", "no mask")
+    assert bad.case_id == case_id
 
 
 def test_masks_among_the_images_are_no_images(tmp_path: Path) -> None:

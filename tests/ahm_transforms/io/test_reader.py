@@ -8,7 +8,8 @@ import pytest
 from monai.transforms import EnsureChannelFirst, LoadImage
 from PIL import Image
 
-from ahm_transforms.io import CaseReader, LoadCased, load_image
+from ahm_transforms.io import BadCasesError, CaseReader, LoadCased, load_cases, load_image
+from ahm_transforms.io.reader import LabelReader
 from tests.fixtures_data import write_nifti, write_series
 
 
@@ -42,6 +43,32 @@ def test_pictures_are_grey_or_colour_however_they_are_stored(
     image = EnsureChannelFirst()(load_image(path))
     assert image.shape == (channels, 4, 6)  # width comes first, as in all of MONAI's readers
     assert image.min() == (40_000 if mode == "I;16" else 255)
+
+
+def write_pages(path: Path, count: int, **options: object) -> None:
+    pages = [Image.fromarray(np.full((6, 4), 50 * page, np.uint8)) for page in range(count)]
+    pages[0].save(path, save_all=True, append_images=pages[1:], **options)
+
+
+@pytest.mark.parametrize("reader", [CaseReader(), LabelReader()], ids=["image", "label"])
+def test_a_picture_of_several_pages_is_refused(tmp_path: Path, reader: CaseReader) -> None:
+    write_pages(tmp_path / "a.TIF", 4, format="TIFF")
+    with pytest.raises(OSError, match=r"cannot be read: ValueError: a\.TIF has 4 pages, expected one"):
+        load_image(tmp_path / "a.TIF", reader=reader)
+    write_pages(tmp_path / "one.tif", 1)
+    assert load_image(tmp_path / "one.tif", reader=reader).shape == (4, 6)
+
+
+def test_previews_in_a_photograph_are_no_pages(tmp_path: Path) -> None:
+    write_pages(tmp_path / "a.jpg", 2, format="MPO")
+    assert load_image(tmp_path / "a.jpg").shape == (4, 6)
+
+
+def test_a_picture_of_several_pages_is_a_bad_case(tmp_path: Path) -> None:
+    write_pages(tmp_path / "stack.tif", 3)
+    Image.fromarray(np.arange(24, dtype=np.uint8).reshape(6, 4)).save(tmp_path / "one.tif")
+    with pytest.raises(BadCasesError, match=r"stack\.tif: cannot be read: ValueError: stack\.tif has 3 pages"):
+        load_cases(tmp_path, spatial_dims=2)
 
 
 def test_a_folder_is_one_series(tmp_path: Path) -> None:

@@ -116,7 +116,10 @@ def test_one_file_is_enough(of_pictures: Path, tmp_path: Path) -> None:
 def test_series_are_classified_and_nothing_names_the_patient(of_volumes: Path, tmp_path: Path) -> None:
     for number in range(2):
         write_series(tmp_path / "data" / PATIENT_ID / str(number), slices=16, size=(18, 20))
+    write_series(tmp_path / "data" / PATIENT_ID / "scout", slices=1)
     infer(tmp_path / "data", tmp_path / "out", of_volumes)
+    report = json.loads((tmp_path / "out/results.json").read_text())
+    assert [case["status"] for case in report["cases"]] == ["skipped", "ok", "ok"]
     found = predictions(tmp_path / "out")
     assert len(found) == 2 and all(name.startswith("series-") for name in found)
     for path in (tmp_path / "out").rglob("*"):

@@ -140,6 +140,15 @@ def test_every_masker_shows_what_it_hides(trained: Trained, tmp_path: Path, mask
     assert 0 <= policy.min() < policy.max() <= 1
 
 
+def test_dots_in_names(trained: Trained, tmp_path: Path) -> None:
+    for name, depth in (("scan_1.0T", 18), ("scan_1.5T", 19)):
+        write_nifti(tmp_path / f"data/{name}.nii.gz", (20, 24, depth))
+    infer(tmp_path / "data", tmp_path / "out", trained() / "models/model.pt")
+    for name, depth in (("scan_1.0T", 18), ("scan_1.5T", 19)):
+        assert {image.shape for image in results(tmp_path / "out", name).values()} == {(20, 24, depth)}
+        assert (tmp_path / f"out/{name}/{name}_panel.png").is_file()
+
+
 def test_scan_smaller_than_the_window(trained: Trained, tmp_path: Path) -> None:
     write_nifti(tmp_path / "data/scan.nii.gz", (9, 11, 7))
     infer(tmp_path / "data", tmp_path / "out", trained() / "models/model.pt")

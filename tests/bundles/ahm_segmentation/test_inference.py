@@ -170,6 +170,21 @@ def test_bad_case_does_not_stop_the_good_ones(
     assert not (tmp_path / "out/a_broken").exists()
 
 
+def test_series_that_is_no_volume_is_told(trained: Path, tmp_path: Path) -> None:
+    write_series(tmp_path / "data" / PATIENT_NAME / "scout", slices=1)
+    assert "holds no image" in message_of(infer, tmp_path / "data", tmp_path / "out", trained)
+    for name in ("scan_1.0T", "scan_1.5T"):
+        write_nifti(tmp_path / f"data/{name}.nii.gz", (12, 13, 14 if name == "scan_1.0T" else 15))
+    infer(tmp_path / "data", tmp_path / "out", trained)
+    text = (tmp_path / "out/results.json").read_text()
+    report = json.loads(text)
+    assert [case["status"] for case in report["cases"]] == ["skipped", "ok", "ok"]
+    assert report["cases"][0]["case_id"].startswith("series-") and PATIENT_NAME not in text
+    assert report["cases"][0]["reason"] == "a single slice"
+    assert result(tmp_path / "out", "scan_1.0T").shape == (12, 13, 14)
+    assert result(tmp_path / "out", "scan_1.5T").shape == (12, 13, 15)
+
+
 def test_wrong_number_of_channels_is_told_by_case(trained: Path, tmp_path: Path) -> None:
     write_nifti(tmp_path / "data/scan.nii.gz", (20, 24, 18, 2))
     assert "scan.nii.gz has 2 channel(s), expected channels=1" in message_of(
