@@ -15,6 +15,7 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from ahm_engines.events import MaskedEvents, MaskedKeys
+from ahm_engines.finite import FiniteCheck
 from ahm_engines.losses import MaskedLoss, hidden_mean
 from ahm_engines.rewards import ErrorReward
 from ahm_engines.step import Precision, average_gradients, broadcast_weights, check_fit, prepare_image
@@ -160,7 +161,7 @@ class MaskedTrainer(SupervisedTrainer):
         self.schedule_epochs = schedule_epochs
         self.gradient_clip = gradient_clip
         self.masker_gradient_clip = masker_gradient_clip
-        self._losses: list[Tensor] = []
+        self._loss_check = FiniteCheck()
         check_fit(network, masker)
         broadcast_weights(masker)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._raise_if_not_finite)  # ahead of whatever saves
@@ -193,7 +194,7 @@ class MaskedTrainer(SupervisedTrainer):
         output[MaskedKeys.MASKER_LOSS] = self._update_masker(output, progress, learns)
         self._raise_if_not_finite()
         known = [key for key in LOSS_KEYS if output[key] is not None]
-        self._losses = [output[key] for key in known]
+        self._loss_check.note([output[key] for key in known])
         output |= {key: mean_over_processes(output[key]) for key in known}
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         return output
@@ -248,9 +249,9 @@ class MaskedTrainer(SupervisedTrainer):
 
     def _raise_if_not_finite(self) -> None:
         """Look at the last iteration's losses: by now they are there, so that nothing has to wait for them."""
-        if self._losses and not bool(torch.isfinite(torch.stack(self._losses)).all()):
+        if not self._loss_check.finite():
             raise FloatingPointError(
-                f"loss: expected finite numbers, got {[float(loss) for loss in self._losses]} by epoch "
+                f"loss: expected finite numbers, got {[float(loss) for loss in self._loss_check.losses]} by epoch "
                 f"{self.state.epoch}, iteration {self.state.iteration}; nothing was saved since. Lower the learning "
                 "rate, set gradient_clip, or take bfloat16 instead of float16."
             )

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import logging
 import pickle
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ahm_engines.files import writable_folder, write_atomically
+from ahm_engines.reports.patients import trained_patients, write_trained_patients
 from ahm_networks.processes import number_of_processes
 
 __all__ = ["Checkpoints", "check_fit", "load_checkpoint", "restore_objects", "save_checkpoint"]
@@ -88,18 +91,22 @@ class Checkpoints:
     the training, the scale of its gradients in float16, the best metric so far, and the provenance. The first process
     writes; all of them read, and none leaves the training before both files are written.
 
+    A training that goes on with the same ``max_epochs`` ends as one that never stopped. With another one, schedules of
+    the learning rate keep the length that they were built with, and go on from the step they had reached.
+
     Args:
         save_dir: folder for both files.
         objects: by name, whatever has a ``state_dict`` and is needed to go on; ``None`` is passed over. Name the
             network ``model``.
         evaluator: its key metric decides what is best; ``None`` keeps the last state only.
         provenance: plain facts about method, data and software, stored in both files.
+        patients: hashes of those trained on, see `patient_hashes`; they are noted in a file beside the others.
         resume: go on from ``last.pt`` where there is one.
         every: epochs between two saves of the last state; the final epoch is always saved.
 
     Raises:
         OSError: when ``save_dir`` cannot be written to.
-        ValueError: on resuming, when the checkpoint does not fit.
+        ValueError: on resuming, when the checkpoint does not fit, or other patients were trained on.
         RuntimeError: on resuming, when not all processes find the same state.
     """
 
@@ -110,6 +117,7 @@ class Checkpoints:
         *,
         evaluator: Engine | None = None,
         provenance: Mapping[str, Any] | None = None,
+        patients: Sequence[str] = (),
         resume: bool = False,
         every: int = 1,
     ) -> None:
@@ -117,13 +125,16 @@ class Checkpoints:
         self.objects = {name: item for name, item in objects.items() if item is not None}
         self.evaluator = evaluator
         self.provenance = dict(provenance or {})
+        self.patients = patients
         self.resume = resume
         self.every = every
         self.trainer: Engine | None = None
+        self.max_epochs: int | None = None
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer, behind the handler that runs the validation."""
         self.trainer = engine
+        self.max_epochs = engine.state.max_epochs  # before a round of federated learning sets its own
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save_last)
         engine.add_event_handler(Events.COMPLETED, lambda: idist.barrier())
@@ -141,12 +152,26 @@ class Checkpoints:
         _check_agreement(last, engine.state.epoch)
 
     def _go_on(self, engine: Engine, last: Path) -> None:
-        content = load_checkpoint(last, self.objects)
+        content = load_checkpoint(last)
+        check_fit(last, content, self.objects)
+        _check_patients(last, set(self.patients))
         state = content["trainer"]
         if state["epoch_length"] != engine.state.epoch_length:
             raise ValueError(
                 f"{last}: saved with {state['epoch_length']} iterations per epoch, now there are "
                 f"{engine.state.epoch_length}; resume with the same data, batch size and split."
+            )
+        before, now = state.get("max_epochs"), self.max_epochs
+        schedules = {} if None in (before, now) or before == now else _schedules(self.objects)
+        for name, schedule in schedules.items():
+            _advance(schedule, content[name]["last_epoch"])
+        restore_objects(last, content, {name: item for name, item in self.objects.items() if name not in schedules})
+        for schedule in schedules.values():
+            _set_rates(schedule)
+        if schedules:
+            logger.warning(
+                "max_epochs was %d, is %d: the learning rate follows the schedule of %d epochs from here.",
+                *(before, now, now),
             )
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
         scaler = getattr(engine, "scaler", None)
@@ -174,9 +199,11 @@ class Checkpoints:
             return
         state = self.trainer.state
         place = {"epoch": state.epoch, "iteration": state.iteration, "epoch_length": state.epoch_length}
+        place["max_epochs"] = self.max_epochs
         scale = self._scaler_state()
         facts = {"best": self._best(), "provenance": self.provenance} | ({"scaler": scale} if scale else {})
         save_checkpoint(self.folder / name, self.objects, trainer=place, **facts)
+        write_trained_patients(self.folder / name, self.patients)
 
     def _scaler_state(self) -> dict[str, Any]:
         """Empty where gradients are not scaled."""
@@ -200,6 +227,39 @@ def _check_agreement(last: Path, epoch: int) -> None:
             f"{last}: expected one state for all processes to resume from, found those of epochs {epochs}, process by "
             "process; put it on a file system that all machines share."
         )
+
+
+def _check_patients(last: Path, after: set[str]) -> None:
+    """Going on with other patients would validate on some that were trained on."""
+    before = trained_patients(last)
+    if before and after and before != after:
+        raise ValueError(
+            f"{last}: trained on {len(before)} patients, now there are {len(after)} to train on, {len(before & after)} "
+            "of them the same; resume with the same data and split, or train anew with another output_dir."
+        )
+
+
+def _schedules(objects: Mapping[str, Any]) -> dict[str, LRScheduler]:
+    """Return those that may depend on the length of the training; a plateau does not."""
+    return {
+        name: item
+        for name, item in objects.items()
+        if isinstance(item, LRScheduler) and not isinstance(item, ReduceLROnPlateau)
+    }
+
+
+def _advance(schedule: LRScheduler, position: int) -> None:
+    """Take a schedule that was just built to a step, as a training would have."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the optimizer's own steps lie before
+        while schedule.last_epoch < position:
+            schedule.step()
+
+
+def _set_rates(schedule: LRScheduler) -> None:
+    """Give the optimizer, whose state was restored since, the learning rates of the schedule."""
+    for group, rate in zip(schedule.optimizer.param_groups, schedule.get_last_lr(), strict=True):
+        group["lr"] = rate
 
 
 def _plain(item: Any) -> Any:

@@ -8,7 +8,8 @@ import logging
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
-from torch import Tensor
+
+from ahm_engines.finite import FiniteCheck
 
 __all__ = ["EarlyStop", "FiniteLoss", "GradientClip"]
 
@@ -62,7 +63,7 @@ class FiniteLoss:
     """
 
     def __init__(self) -> None:
-        self._loss: Tensor | None = None
+        self._loss_check = FiniteCheck()
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
@@ -71,12 +72,13 @@ class FiniteLoss:
 
     def _look(self, engine: Engine) -> None:
         self._check(engine)
-        self._loss = engine.state.output["loss"].detach()
+        self._loss_check.note([engine.state.output["loss"]])
 
     def _check(self, engine: Engine) -> None:
-        if self._loss is not None and not bool(torch.isfinite(self._loss)):
+        if not self._loss_check.finite():
+            (loss,) = self._loss_check.losses
             raise FloatingPointError(
-                f"loss: expected a finite number, got {float(self._loss)} by epoch {engine.state.epoch}, iteration "
+                f"loss: expected a finite number, got {float(loss)} by epoch {engine.state.epoch}, iteration "
                 f"{engine.state.iteration}; nothing was saved since. Lower the learning rate, clip gradients, or take "
                 "bfloat16 instead of float16."
             )

@@ -88,7 +88,8 @@ class Study:
     def __post_init__(self) -> None:
         expect_choice("task", self.task, TASKS)
         expect_choice("evaluate_on", self.evaluate_on, PARTS)
-        expect_known(f"data of a {self.task}", self.data, (*COMMON, *LABELS[self.task], *FINDING))
+        labels = LABELS[self.task] + (LABELS["segmentation"] if "slices" in self.data else ())
+        expect_known(f"data of a {self.task}", self.data, (*COMMON, *labels, *FINDING))
         for name in PATTERNS:
             _expect_pattern(f"data.{name}", self.data.get(name))
         if not isinstance(self.data.get("classes"), list) or not self.data["classes"]:

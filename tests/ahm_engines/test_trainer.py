@@ -7,6 +7,7 @@ from ignite.engine import Events
 from monai.engines import IterationEvents
 
 from ahm_engines import ErrorReward, MaskedEvaluator, MaskedEvents, MaskedKeys, MaskedTrainer, ProgressReward
+from ahm_engines.finite import FiniteCheck
 from ahm_networks import ActorCriticMasker, CurriculumMasker, LossPredictionMasker, ReconstructionUNet, UniformMasker
 
 SMALL = {"channels": (4, 8), "strides": (2,), "num_res_units": 0}
@@ -173,6 +174,13 @@ def test_a_loss_that_is_no_number_stops_the_run_before_anything_is_saved(masker)
     with pytest.raises(FloatingPointError, match="loss: expected finite numbers"):
         trainer.run()
     assert saved == []
+
+
+def test_both_losses_of_the_last_iteration_are_looked_at_without_waiting(monkeypatch):
+    monkeypatch.setattr(FiniteCheck, "finite", lambda check: len(check.losses) != 2)
+    trainer = build(ActorCriticMasker(2, 8, 0.5))
+    with pytest.raises(FloatingPointError, match="epoch 1, iteration 2"):
+        trainer.run()
 
 
 def test_batches_without_image_are_refused_by_name():

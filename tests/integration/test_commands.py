@@ -42,7 +42,7 @@ def test_run_killed_and_resumed_equals_one_never_stopped(tmp_path: Path) -> None
 
     ends = [checkpoint(tmp_path / name / "models/last.pt") for name in ("unbroken", "killed")]
     for end in ends:
-        assert end["trainer"] == {"epoch": 3, "iteration": 36, "epoch_length": 12}
+        assert end["trainer"] == {"epoch": 3, "iteration": 36, "epoch_length": 12, "max_epochs": 3}
     for part in ("model", "masker"):
         assert_same_state(ends[0][part], ends[1][part])
     for part in ("optimizer", "masker_optimizer", "lr_scheduler", "best"):

@@ -315,7 +315,7 @@ def test_killed_process_ends_the_job_and_the_job_resumes(
     )
     text = failure(process)
     ends = [checkpoint(folder / "models/last.pt") for folder in (root / "two/chance", tmp_path / "killed")]
-    assert ends[1]["trainer"] == {"epoch": 3, "iteration": 36, "epoch_length": 12}
+    assert ends[1]["trainer"] == {"epoch": 3, "iteration": 36, "epoch_length": 12, "max_epochs": 3}
     for part in ("model", "masker"):
         assert_same_state(ends[0][part], ends[1][part])
     for part in ("optimizer", "masker_optimizer", "lr_scheduler", "best"):

@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
+import logging
 import os
 
 import pytest
 import torch
+from ignite.engine import Events
 from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedTrainer
+from monai.handlers import LrScheduleHandler
+from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, MultiStepLR, StepLR
 
 from ahm_engines import MaskedEvaluator, MaskedTrainer
 from ahm_engines.handlers import Checkpoints, EpochSeeds, load_checkpoint, save_checkpoint
@@ -41,7 +48,6 @@ def run(folder, epochs, *, resume=False, seed=0, workers=0, stop_after=None, mas
         ],
     )
     if stop_after is not None:
-        from ignite.engine import Events
 
         def stop():
             raise KeyboardInterrupt
@@ -75,6 +81,84 @@ def test_a_run_stopped_in_mid_epoch_and_resumed_ends_like_an_unbroken_one(tmp_pa
     assert load_checkpoint(tmp_path / "broken" / "last.pt")["trainer"]["epoch"] == 2
     resumed = run(tmp_path / "broken", 4, resume=True, workers=workers, masker_seed=9)
     assert_same(unbroken, resumed)
+
+
+LENGTH = 4  # of an epoch
+SCHEDULES = {  # all that the bundles can build, by how many epochs there are
+    "step": lambda optimizer, _: StepLR(optimizer, 3, 0.9),
+    "cosine": lambda optimizer, epochs: CosineAnnealingLR(optimizer, epochs),
+    "multistep": lambda optimizer, epochs: MultiStepLR(optimizer, [epochs * 3 // 4, epochs * 7 // 8], 0.33),
+    "constant": lambda optimizer, _: ConstantLR(optimizer, 1.0),
+    "warmup": lambda optimizer, epochs: WarmupCosineSchedule(
+        optimizer, warmup_steps=epochs * LENGTH // 10, t_total=epochs * LENGTH, warmup_multiplier=0.01
+    ),
+}
+
+
+def rates(folder, schedule, epochs, *, stop_after=None, resume=False, patients=()):
+    """Train, and return both learning rates in every iteration."""
+    network = torch.nn.Linear(1, 1)
+    groups = [{"params": [network.weight], "lr": 0.1}, {"params": [network.bias], "lr": 0.01}]
+    optimizer = torch.optim.Adam(groups)
+    lr_scheduler = SCHEDULES[schedule](optimizer, epochs)
+    objects = {"model": network, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
+    batches = [{"image": torch.ones(1, 1), "label": torch.ones(1, 1)}] * LENGTH
+    handlers = [
+        LrScheduleHandler(lr_scheduler, print_lr=False, epoch_level=schedule != "warmup"),
+        Checkpoints(folder, objects, resume=resume, patients=patients),
+    ]
+    options = {"train_handlers": handlers, "decollate": False}
+    trainer = SupervisedTrainer("cpu", epochs, batches, network, optimizer, torch.nn.MSELoss(), **options)
+    seen = []
+    trainer.add_event_handler(
+        Events.ITERATION_STARTED, lambda: seen.append([group["lr"] for group in optimizer.param_groups])
+    )
+    if stop_after is not None:
+        trainer.add_event_handler(Events.EPOCH_COMPLETED(once=stop_after), trainer.terminate)
+    trainer.run()
+    return seen
+
+
+@pytest.mark.parametrize("before", [2, 9, 5], ids=["longer", "shorter", "as long"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_rate_goes_on_as_in_a_run_that_had_the_new_number_of_epochs(tmp_path, caplog, schedule, before):
+    unbroken = rates(tmp_path / "unbroken", schedule, 5)
+    rates(tmp_path / "resumed", schedule, before, stop_after=2)
+    caplog.clear()
+    assert rates(tmp_path / "resumed", schedule, 5, resume=True) == unbroken[2 * LENGTH :]
+    ends = [load_checkpoint(tmp_path / name / "last.pt") for name in ("unbroken", "resumed")]
+    for part in ("lr_scheduler", "trainer"):
+        assert str(ends[0][part]) == str(ends[1][part])
+    assert ends[1]["trainer"]["max_epochs"] == 5
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    text = f"max_epochs was {before}, is 5: the learning rate follows the schedule of 5 epochs from here."
+    assert said == ([] if before == 5 else [text])
+
+
+def test_a_checkpoint_that_does_not_say_how_many_epochs_there_were_keeps_its_schedule(tmp_path, caplog):
+    rates(tmp_path, "cosine", 2)
+    content = load_checkpoint(tmp_path / "last.pt")
+    del content["trainer"]["max_epochs"]
+    torch.save(content, tmp_path / "last.pt")
+    rates(tmp_path, "cosine", 3, resume=True)
+    assert load_checkpoint(tmp_path / "last.pt")["lr_scheduler"]["T_max"] == 2
+    assert "max_epochs" not in caplog.text
+
+
+def test_other_patients_are_not_trained_on(tmp_path):
+    rates(tmp_path, "step", 1, patients=["a", "b", "feedface"])
+    before = (tmp_path / "last.pt").read_bytes()
+    text = r"last\.pt: trained on 3 patients, now there are 4 to train on, 2 of them the same; .* another output_dir"
+    with pytest.raises(ValueError, match=text):
+        rates(tmp_path, "step", 2, resume=True, patients=["a", "d", "e", "feedface"])
+    assert (tmp_path / "last.pt").read_bytes() == before and b"feedface" not in before  # who has it need not know
+    assert json.loads((tmp_path / "patients.json").read_text()) == ["a", "b", "feedface"]
+
+
+@pytest.mark.parametrize("before", [["a"], []])
+def test_the_same_patients_are_trained_on_and_unknown_ones_too(tmp_path, before):
+    rates(tmp_path, "step", 1, patients=before)
+    assert len(rates(tmp_path, "step", 2, resume=True, patients=["a"])) == LENGTH
 
 
 def test_resuming_without_a_checkpoint_starts_anew(tmp_path):

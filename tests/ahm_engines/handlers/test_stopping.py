@@ -16,6 +16,7 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import ValidationHandler
 from torch import Tensor, nn
 
+from ahm_engines.finite import FiniteCheck
 from ahm_engines.handlers import Checkpoints, EarlyStop, FiniteLoss, GradientClip
 
 BATCHES = [{"image": torch.ones(1, 1), "label": torch.ones(1, 1)}] * 4
@@ -141,6 +142,12 @@ def test_a_loss_that_is_not_finite_at_the_end_of_an_epoch_is_raised_before_anyth
     with pytest.raises(FloatingPointError, match="epoch 1, iteration 4"):
         trainer.run()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_is_looked_at_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FiniteCheck, "finite", lambda check: not check.losses)
+    with pytest.raises(FloatingPointError, match="epoch 1, iteration 2"):
+        trainer_with([FiniteLoss()]).run()
 
 
 def test_finite_losses_train_to_the_end() -> None:

@@ -79,7 +79,12 @@ def test_training_from_scratch_leaves_checkpoints_and_a_record(pictures: Path, t
         assert content.keys() == OBJECTS
         assert all(bool(value.isfinite().all()) for value in content["model"].values())
         assert content["best"]["name"] == "macro_f1" and math.isfinite(content["best"]["metric"])
-    assert checkpoint(tmp_path / "models/last.pt")["trainer"] == {"epoch": 2, "iteration": 6, "epoch_length": 3}
+    assert checkpoint(tmp_path / "models/last.pt")["trainer"] == {
+        "epoch": 2,
+        "iteration": 6,
+        "epoch_length": 3,
+        "max_epochs": 2,
+    }
     record = json.loads((tmp_path / "run_record.json").read_text())
     assert (record["seed"], record["settings"]["task"], record["settings"]["classes"]) == (5, "classification", CLASSES)
     assert record["settings"]["architecture_args"] == network
@@ -170,6 +175,29 @@ def test_resumed_training_equals_an_unbroken_one(pictures: Path, tmp_path: Path)
     assert_same_state(broken["model"], unbroken["model"])
     for part in ("optimizer", "lr_scheduler", "trainer", "best"):
         assert str(broken[part]) == str(unbroken[part])
+
+
+def test_more_epochs_than_before_do_not_raise_the_rate(pictures: Path, tmp_path: Path) -> None:
+    options = {"schedule": "cosine", "min_epoch_length": 1}
+    trained(pictures, tmp_path / "longer", **options, max_epochs=2)
+    longer = trained(pictures, tmp_path / "longer", **options, max_epochs=4, resume="true")
+    unbroken = trained(pictures, tmp_path / "unbroken", **options, max_epochs=4)
+    assert longer["lr_scheduler"] == unbroken["lr_scheduler"] and longer["lr_scheduler"]["T_max"] == 4
+
+
+def test_patients_who_were_trained_on_are_counted_where_pictures_were_added(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = write_pictures(tmp_path / "data")
+    train(data, tmp_path, **PICTURES)
+    evaluate(data, tmp_path)
+    assert "have names" not in caplog.text
+    before = {case["patient_id"] for case in read(data, tmp_path, **PICTURES).get_parsed_content("cases").training}
+    write_pictures(tmp_path / "data", 12)
+    scored = {case["patient_id"] for case in read(data, tmp_path, **PICTURES).get_parsed_content("cases").test}
+    evaluate(data, tmp_path)
+    assert before & scored
+    assert f"{len(before & scored)} of {len(scored)} test patients have names of patients whom the" in caplog.text
 
 
 def test_training_stops_early(pictures: Path, tmp_path: Path) -> None:

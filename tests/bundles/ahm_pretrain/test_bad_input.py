@@ -125,6 +125,14 @@ def test_unwritable_output_folder(volumes: Path, trained: Path, tmp_path: Path) 
         assert f"{output}: cannot write to this output folder" in message and "choose another" in message
 
 
+def test_resuming_with_other_patients(tmp_path: Path) -> None:
+    data = write_cases(tmp_path / "data")
+    train(data, tmp_path / "run", max_epochs=1)
+    write_cases(tmp_path / "data", 6)
+    message = message_of(train, data, tmp_path / "run", resume=True)
+    assert "last.pt: trained on 3 patients, now there are 5 to train on" in message
+
+
 def test_resuming_with_another_network(volumes: Path, tmp_path: Path) -> None:
     train(volumes, tmp_path, max_epochs=1, min_epoch_length=1)
     before = (tmp_path / "models/last.pt").read_bytes()

@@ -48,7 +48,7 @@ def test_run_leaves_checkpoints_record_and_curves(volumes: Path, tmp_path: Path,
     for content in (last, best):
         assert content.keys() == OBJECTS
         assert content["provenance"] == provenance(json.loads((tmp_path / "run_record.json").read_text()))
-    assert last["trainer"] == {"epoch": 2, "iteration": 10, "epoch_length": 5}
+    assert last["trainer"] == {"epoch": 2, "iteration": 10, "epoch_length": 5, "max_epochs": 2}
     assert best["best"]["name"] == "contrastive_loss" and math.isfinite(best["best"]["metric"])
     settings = last["provenance"]["settings"]
     assert (settings["task"], settings["architecture"], settings["masker"]) == ("pretraining", "contrastive", None)

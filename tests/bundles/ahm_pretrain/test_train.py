@@ -55,7 +55,7 @@ def test_every_masker_trains(volumes: Path, tmp_path: Path, masker: str, dims: i
     for content in (last, best):
         assert content.keys() == OBJECTS | ({"masker_optimizer"} if learns else set())
         assert weights_are_finite(content["model"])
-    assert last["trainer"] == {"epoch": 2, "iteration": 6, "epoch_length": 3}
+    assert last["trainer"] == {"epoch": 2, "iteration": 6, "epoch_length": 3, "max_epochs": 2}
     assert math.isfinite(best["best"]["metric"])
     assert best["best"]["name"] == "random_psnr"
     assert any(name.endswith("weight") for name in last["masker"]) == (masker != "uniform")

@@ -144,6 +144,16 @@ def test_unwritable_output_folder(volumes: Path, tmp_path: Path) -> None:
     assert "cannot write to this output folder" in message and "choose another" in message
 
 
+def test_resuming_with_other_patients(tmp_path: Path) -> None:
+    data = write_labelled(tmp_path / "data", 6)
+    train(data, tmp_path / "run")
+    before = (tmp_path / "run/models/last.pt").read_bytes()
+    write_labelled(tmp_path / "data", 7)
+    message = message_of(train, data, tmp_path / "run", resume=True, max_epochs=2)
+    assert "last.pt: trained on 4 patients, now there are 5 to train on" in message and "output_dir" in message
+    assert (tmp_path / "run/models/last.pt").read_bytes() == before
+
+
 def test_resuming_with_another_network(volumes: Path, tmp_path: Path) -> None:
     train(volumes, tmp_path)
     before = (tmp_path / "models/last.pt").read_bytes()

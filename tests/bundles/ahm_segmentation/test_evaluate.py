@@ -105,6 +105,24 @@ def test_settings_and_split_come_from_the_checkpoint(tmp_path: Path) -> None:
     assert len(test) == 4 and {row["case_id"] for row in rows_of(tmp_path / "run")} == test
 
 
+def test_patients_who_were_trained_on_are_counted_where_the_folder_has_grown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = write_labelled(tmp_path / "data", 6)
+    before = train(data, tmp_path / "run").parser.get_parsed_content("cases")
+    evaluate(data, tmp_path / "run")
+    assert "trained on" not in caplog.text
+
+    write_labelled(tmp_path / "data", 12)
+    after = evaluate(data, tmp_path / "run").parser.get_parsed_content("cases")
+    trained, scored = ({case["patient_id"] for case in part} for part in (before.training, after.test))
+    assert trained & scored
+    assert f"{len(trained & scored)} of {len(scored)} test patients have names of patients whom the" in caplog.text
+    caplog.clear()
+    evaluate(data, tmp_path / "run", evaluate_cases="training")
+    assert "have names" not in caplog.text
+
+
 def test_validation_cases_can_be_scored_instead(tmp_path: Path) -> None:
     data = write_shifted(tmp_path / "data", 0, affine=np.eye(4), count=5)
     options = {**KNOWN, **write_threshold(tmp_path / "run/models/model.pt"), "val_fraction": 0.4}

@@ -74,7 +74,7 @@ def patients(cases: list[dict[str, Any]]) -> set[str]:
 def test_run_leaves_checkpoints_record_and_curves(volumes: Path, tmp_path: Path) -> None:
     train(volumes, tmp_path, max_epochs=2, seed=5)
     last, best = (checkpoint(tmp_path / "models" / name) for name in ("last.pt", "model.pt"))
-    assert last["trainer"] == {"epoch": 2, "iteration": 4, "epoch_length": 2}
+    assert last["trainer"] == {"epoch": 2, "iteration": 4, "epoch_length": 2, "max_epochs": 2}
     assert best["best"]["name"] == "dice" and 0 <= best["best"]["metric"] <= 1
     record = json.loads((tmp_path / "run_record.json").read_text())
     assert last["provenance"] == best["provenance"] == provenance(record)
