@@ -15,6 +15,7 @@ from ahm_transforms.io.json_file import read_json
 __all__ = ["patient_hashes", "trained_patients", "warn_of_trained_patients", "write_trained_patients"]
 
 NAME = "patients.json"  # beside the checkpoint, not in it: who hands weights on need not say whose scans taught them
+TRAINED_ON = "trained_on"
 logger = logging.getLogger(__name__)
 
 
@@ -34,7 +35,7 @@ def patient_hashes(cases: Sequence[Mapping[str, Any]]) -> list[str]:
 def write_trained_patients(checkpoint: str | Path, hashes: Sequence[str]) -> None:
     """Note beside a checkpoint whom it was trained on; nothing is written for nobody."""
     if hashes:
-        write_json(Path(checkpoint).with_name(NAME), list(hashes))
+        write_json(Path(checkpoint).with_name(NAME), {TRAINED_ON: list(hashes)})
 
 
 def trained_patients(checkpoint: str | Path) -> set[str]:
@@ -44,7 +45,7 @@ def trained_patients(checkpoint: str | Path) -> set[str]:
         ValueError: when the file cannot be read.
     """
     path = Path(checkpoint).with_name(NAME)
-    return set(read_json(path, "patients")) if path.is_file() else set()
+    return set(read_json(path, "patients")[TRAINED_ON]) if path.is_file() else set()
 
 
 def warn_of_trained_patients(checkpoint: str | Path, cases: Sequence[Mapping[str, Any]], part: str) -> None:

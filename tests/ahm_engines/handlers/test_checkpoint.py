@@ -152,7 +152,7 @@ def test_other_patients_are_not_trained_on(tmp_path):
     with pytest.raises(ValueError, match=text):
         rates(tmp_path, "step", 2, resume=True, patients=["a", "d", "e", "feedface"])
     assert (tmp_path / "last.pt").read_bytes() == before and b"feedface" not in before  # who has it need not know
-    assert json.loads((tmp_path / "patients.json").read_text()) == ["a", "b", "feedface"]
+    assert json.loads((tmp_path / "patients.json").read_text()) == {"trained_on": ["a", "b", "feedface"]}
 
 
 @pytest.mark.parametrize("before", [["a"], []])
