@@ -70,8 +70,7 @@ def study(
     Exit code 0: all cells have a result. 1: some failed. 3: stopped by --minutes before the end.
     """
     try:
-        given = _given(dataset_dir, labels_dir, datalist, classes, arms, fractions)
-        given |= {"data.patient_pattern": patient_pattern} if patient_pattern else {}
+        given = _given(dataset_dir, labels_dir, datalist, classes, patient_pattern, arms, fractions)
         given |= entries(changes or [])
         what = read_study(preset, size=size, ablation=ablation, config=config, data_dir=data_dir, changes=given)
         slots, threads = _resources(devices, workers)
@@ -168,6 +167,7 @@ def _given(
     labels_dir: Path | None,
     datalist: Path | None,
     classes: str | None,
+    patient_pattern: str | None,
     arms: str | None,
     fractions: str | None,
 ) -> dict[str, Any]:
@@ -176,6 +176,8 @@ def _given(
     given: dict[str, Any] = {f"data.{key}": str(path.absolute()) for key, path in paths.items() if path is not None}
     if classes:
         given["data.classes"] = names(classes)
+    if patient_pattern:
+        given["data.patient_pattern"] = patient_pattern
     if arms:
         given["arms"] = names(arms)
     if fractions:
@@ -188,8 +190,9 @@ def _resources(devices: str | None, workers: int | None) -> tuple[list[str], int
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    gpus = devices.split(",") if devices else visible.split(",")[: torch.cuda.device_count()]
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    gpus = devices.split(",") if devices else visible.split(",")[:count]
     slots = gpus * (workers or 1) if gpus else [""] * (workers or min(cores, MOST_WORKERS))
     named = os.environ.get("OMP_NUM_THREADS", "")
     threads = int(named) if named.isdecimal() else 0

@@ -13,7 +13,7 @@ from typing import Any
 
 from ahm_engines.study.cells import Cell, pretrained_by, stages
 from ahm_engines.study.results import read_rows
-from ahm_engines.study.settings import STUDY_VERSION, Arm
+from ahm_engines.study.settings import STUDY_VERSION, Arm, scratch_like
 
 __all__ = ["FINETUNE", "PRETRAIN", "Finished", "Row", "read_finished"]
 
@@ -62,8 +62,8 @@ class Finished:
     def scratch_of(self, name: str) -> str | None:
         """The arm without pretraining that an arm is compared with; its network and spacing are those of the arm."""
         arm = self.arms[name]
-        alike = {other for other, its in self.arms.items() if its.pretrain is None and its.finetunes_like(arm)}
-        return next((other for other in (name, *arm.compare_with, *self.arms) if other in alike), None)
+        alike = scratch_like(arm, self.arms)
+        return next((other for other in (name, *arm.compare_with, *alike) if other in alike), None)
 
     @property
     def other_metrics(self) -> list[str]:

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ahm_engines.study.settings import Arm, Study, expect_choice, expect_known
+from ahm_engines.study.settings import Arm, Study, expect_choice, expect_known, scratch_like
 from ahm_transforms.io.json_file import read_json
 
 __all__ = ["preset_names", "read_study"]
@@ -122,7 +122,7 @@ def _references(name: str, arms: Mapping[str, Arm], entry: Mapping[str, Any]) ->
     found = [other for other in arm.compare_with or [] if other in arms and other != name]
     if found or arm.pretrain is None:
         return found
-    found = [other for other, its in arms.items() if its.pretrain is None and its.finetunes_like(arm)]
+    found = scratch_like(arm, arms)
     if not found and len(arms) > 1:
         logger.warning(
             "arm %r is compared with no other arm: none of the study's trains the same network from scratch. Add one, "

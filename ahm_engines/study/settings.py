@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["STUDY_VERSION", "Arm", "Study", "expect_choice", "expect_known"]
+__all__ = ["STUDY_VERSION", "Arm", "Study", "expect_choice", "expect_known", "scratch_like"]
 
 STUDY_VERSION = 1
 TASKS = ("segmentation", "classification")
@@ -51,6 +51,11 @@ class Arm:
     def finetunes_like(self, other: Arm) -> bool:
         """Whether both finetune the same network at the same spacing, so that their scores can be compared."""
         return all(self.finetune.get(key) == other.finetune.get(key) for key in NETWORK)
+
+
+def scratch_like(arm: Arm, arms: Mapping[str, Arm]) -> list[str]:
+    """Names of the arms from scratch that finetune the network of an arm."""
+    return [name for name, other in arms.items() if other.pretrain is None and other.finetunes_like(arm)]
 
 
 @dataclass(frozen=True)
