@@ -31,7 +31,8 @@ console = Console()
 @app.callback()
 def main() -> None:
     """Learned masking for MONAI: studies of what pretraining brings. Training and inference are bundle commands."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)])
+    shown = RichHandler(console=console, show_time=False, show_path=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[shown])
     logging.getLogger("ahm_engines.study").setLevel(logging.INFO)
 
 

@@ -21,14 +21,16 @@ class CasePanel(Transform):
     Args:
         output_dir: folder of the results.
         y_up: as in :func:`draw_panel`.
+        separate_folder: whether each case has a folder of its own there.
 
     Raises:
         OSError: when the folder cannot be written to.
     """
 
-    def __init__(self, output_dir: str | Path, *, y_up: bool | None = None) -> None:
+    def __init__(self, output_dir: str | Path, *, y_up: bool | None = None, separate_folder: bool = True) -> None:
         self.folder = writable_folder(output_dir)
         self.y_up = y_up
+        self.separate_folder = separate_folder
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Draw, and return ``data`` as it is."""
@@ -37,6 +39,6 @@ class CasePanel(Transform):
             data[key].as_tensor()[None] for key in ("image", "policy", "mask", "reconstruction")
         )
         figure = draw_panel(image, policy, mask > 0.5, rebuilt, rows=1, y_up=self.y_up, title=case)
-        folder = writable_folder(self.folder / case)
+        folder = writable_folder(self.folder / case if self.separate_folder else self.folder)
         write_atomically(folder / f"{case}_panel.png", lambda file: figure.savefig(file, format="png"))
         return dict(data)

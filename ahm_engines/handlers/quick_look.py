@@ -93,6 +93,7 @@ class QuickLookd(Transform):
         output_dir: folder of the results.
         classes: names of classes 1, 2, ... of a segmentation, or of all classes of a classification.
         y_up: as in :func:`draw_quick_look`.
+        separate_folder: whether each case has a folder of its own there.
         allow_missing_keys: whether data without ``case_id`` are passed over, as a server's are.
 
     Raises:
@@ -106,11 +107,13 @@ class QuickLookd(Transform):
         classes: Sequence[str],
         *,
         y_up: bool | None = None,
+        separate_folder: bool = True,
         allow_missing_keys: bool = False,
     ) -> None:
         self.folder = writable_folder(output_dir)
         self.classes = list(classes)
         self.y_up = y_up
+        self.separate_folder = separate_folder
         self.allow_missing_keys = allow_missing_keys
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -124,7 +127,7 @@ class QuickLookd(Transform):
             figure = draw_quick_look(image, None, [], y_up=self.y_up, title=title)
         else:
             figure = draw_quick_look(image, pred, self.classes, y_up=self.y_up, title=case)
-        folder = writable_folder(self.folder / case)
+        folder = writable_folder(self.folder / case if self.separate_folder else self.folder)
         write_atomically(folder / f"{case}_quicklook.png", lambda file: figure.savefig(file, format="png"))
         return dict(data)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ahm_transforms.io.json_file import read_json
 __all__ = ["add_bundle", "find_bundles", "first_cause", "task_of"]
 
 SEGMENTATION, CLASSIFICATION, PRETRAINING = "segmentation", "classification", "pretraining"
+PARTS = {"LICENSE", "configs", "docs"}  # of a bundle; what runs left in its folder may tell of patients
 MODEL, PRETRAINED = "models/model.pt", "pretrained/model.pt"
 MAIN = '''# SPDX-License-Identifier: Apache-2.0
 """The app that MONAI Label's server looks for."""
@@ -97,7 +98,7 @@ def add_bundle(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as folder:  # whole, or not at all
         copy = Path(folder) / name
-        shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns("runs", "models", "eval", "tensorboard"))
+        shutil.copytree(bundle, copy, ignore=_not_of_the_bundle(bundle))
         if checkpoint is not None:
             _place(checkpoint, copy / (CHECKPOINT if task == PRETRAINING else MODEL))
         if pretrained is not None:
@@ -188,6 +189,10 @@ def _told(checkpoint: str | Path, task: str) -> dict[str, Any]:
     if not settings:
         raise ValueError(f"{checkpoint}: expected a checkpoint of this project's bundles, this one tells no settings.")
     return settings
+
+
+def _not_of_the_bundle(bundle: Path) -> Callable[[str, list[str]], set[str]]:
+    return lambda folder, names: set(names) - PARTS if Path(folder) == bundle else set()
 
 
 def _place(source: str | Path, target: Path) -> None:

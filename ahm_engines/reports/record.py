@@ -23,8 +23,8 @@ __all__ = ["describe_run", "provenance", "running_config", "write_record"]
 logger = logging.getLogger(__name__)
 
 FOLDERS = (
-    *("bundle_root", "output_dir", "ckpt_dir", "evaluate_dir", "dataset_dir", "datalist"),
-    *("labels_dir", "labels_csv", "masks_dir", "pretrained", "checkpoint"),
+    *("bundle_root", "output_dir", "ckpt_dir", "cache_dir", "evaluate_dir", "evaluate_report"),
+    *("dataset_dir", "datalist", "labels_dir", "labels_csv", "masks_dir", "pretrained", "checkpoint"),
     *("tracking_uri", "save_execute_config"),  # the first may hold a password
 )
 PACKAGES = ("monai-ahm", "monai", "torch", "numpy", "nibabel", "pydicom", "itk-io", "pytorch-ignite")

@@ -16,6 +16,7 @@ from monai.transforms import (
     RandShiftIntensityd,
     Transform,
 )
+from monai.utils import ensure_tuple
 
 from ahm_transforms.intensity import WindowToUnitd
 
@@ -37,7 +38,7 @@ def augmentation(
     *,
     spatial_dims: int,
     flip_prob: float,
-    flip_axes: Sequence[int] | None = None,
+    flip_axes: int | Sequence[int] | None = None,
     augment: bool = True,
 ) -> list[Transform]:
     """Return random steps for an image in [0, 1] and the label map or mask that may lie on its grid.
@@ -55,7 +56,8 @@ def augmentation(
         augment: whether there is more than flips.
     """
     keys = (image_key, mask_key)
-    steps = flips(keys, range(spatial_dims) if flip_axes is None else flip_axes, flip_prob, allow_missing_keys=True)
+    axes = range(spatial_dims) if flip_axes is None else ensure_tuple(flip_axes)
+    steps = flips(keys, axes, flip_prob, allow_missing_keys=True)
     if not augment:
         return steps
     affine = RandAffined(

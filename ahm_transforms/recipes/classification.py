@@ -82,7 +82,7 @@ def classification_random(
     spatial_dims: int,
     augment: bool = True,
     flip_prob: float = 0.5,
-    flip_axes: Sequence[int] | None = None,
+    flip_axes: int | Sequence[int] | None = None,
     image_channels: int | None = None,
 ) -> Compose:
     """Return the random part of training: flips, mild affine maps and intensity changes of plain tensors [C, *S].

@@ -68,7 +68,7 @@ def segmentation_crops(
     foreground_share: float = 0.5,
     augment: bool = True,
     flip_prob: float = 0.5,
-    flip_axes: Sequence[int] | None = None,
+    flip_axes: int | Sequence[int] | None = None,
 ) -> Compose:
     """Return the random part of training: crops of image and label, part of them where a class is, and augmentation.
 

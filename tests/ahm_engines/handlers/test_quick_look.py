@@ -112,6 +112,12 @@ def test_transform_writes_one_picture_per_case(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "c1/c1_quicklook.png").width > 300
 
 
+def test_pictures_may_lie_in_one_folder(tmp_path: Path) -> None:
+    image, labels = volume()
+    QuickLookd(tmp_path, ["a", "b"], separate_folder=False)({"image": image, "pred": labels, "case_id": "c1"})
+    assert [path.name for path in tmp_path.iterdir()] == ["c1_quicklook.png"]
+
+
 def test_classes_are_titles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     titles = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: titles.append(self.get_suptitle()))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,17 @@ def test_a_classification_comes_trained_and_without_masks(tmp_path: Path) -> Non
     torch.save({"model": {}, "provenance": {"settings": settings}}, tmp_path / "masked.pt")
     with pytest.raises(ValueError, match="wants a mask with each image"):
         add_bundle(tmp_path, CLASSIFICATION, checkpoint=tmp_path / "masked.pt")
+
+
+def test_what_runs_left_in_the_bundles_folder_stays_behind(trained: Path, tmp_path: Path) -> None:
+    """Scores name cases, records name folders; the app goes to a server."""
+    bundle = tmp_path / "ahm_segmentation"
+    shutil.copytree(SEGMENTATION, bundle)
+    for name in ("evaluation/scores.csv", "run_record.json", "mlruns.db", "config_20261129.json", "models/last.pt"):
+        (bundle / name).parent.mkdir(exist_ok=True)
+        (bundle / name).write_text("Jane Doe")
+    added = add_bundle(tmp_path / "app", bundle, checkpoint=trained)
+    assert names(added) == [*FILES, "models"] and names(added / "models") == ["model.pt"]
 
 
 def test_the_bundles_of_an_app_are_found_by_name(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+from pathlib import Path
 
+import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
 from ahm_engines.reports import describe_run, provenance, running_config, write_record
+from tests.bundles.running import BUNDLES
 
 
 def write_bundle(folder):
@@ -60,3 +63,12 @@ def test_checkpoints_do_not_carry_cases_or_paths_that_somebody_put_deep_into_the
     kept = {"dataset": {"cache_rate": 1.0}, "handlers": ["@x", {"_target_": "Saver", "epochs": 2}]}
     assert provenance(record)["config"] == {"train": kept}
     assert provenance(describe_run(seed=0, data={}, config={"a": {"data": "$@cases"}}))["config"]["a"]["data"]
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_every_folder_of_a_bundle_is_known_as_one(bundle: Path):
+    """Relative ones are not seen by their form."""
+    configs = [json.loads(path.read_text()) for path in (bundle / "configs").glob("*.json")]
+    folders = {name for config in configs for name in config if name.endswith(("_dir", "_root", "_report"))}
+    assert folders >= {"bundle_root", "output_dir", "dataset_dir"}
+    assert provenance({"config": dict.fromkeys(folders, "../Jane Doe")})["config"] == {}

@@ -216,3 +216,26 @@ def test_evaluate_repeats_the_validation(trained: Trained, tmp_path: Path, maske
     best = checkpoint(tmp_path / "run/models/model.pt")["best"]["metric"]
     assert report["random_psnr"] == pytest.approx(best, abs=1e-4)
     assert list((tmp_path / "run/panels_evaluate").glob("*.png"))
+
+
+def test_evaluation_takes_its_settings_from_the_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_cases(tmp_path / "data")
+    places = {"dataset_dir": str(tmp_path / "data"), "output_dir": str(tmp_path / "run")}
+    run_bundle("train.json", **TINY, **places, masker="uniform", mask_ratio=0.3, split_seed=3, samples_per_case=3)
+    run_bundle(["train.json", "evaluate.json"], **places)
+    report = json.loads((tmp_path / "run/evaluation.json").read_text())
+    best = checkpoint(tmp_path / "run/models/model.pt")["best"]["metric"]
+    assert report["random_psnr"] == pytest.approx(best, abs=1e-4)
+    assert "trained on" not in caplog.text
+
+    run_bundle(["train.json", "evaluate.json"], **places, split_seed=4)
+    assert "1 of 1 validation patients have names of patients whom the checkpoint was trained on" in caplog.text
+
+
+def test_results_of_all_scans_may_lie_in_one_folder(trained: Trained, tmp_path: Path) -> None:
+    data = write_cases(tmp_path / "data", 1)
+    infer(data, tmp_path / "out", trained() / "models/model.pt", separate_folder=False)
+    assert {f"scan0_{name}.nii.gz" for name in RESULTS} | {"scan0_panel.png"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+    assert not (tmp_path / "out/scan0").exists()

@@ -221,9 +221,10 @@ def test_paper_preset_learns_in_stages(volumes: Path, tmp_path: Path) -> None:
         ["train.json", "ahm_paper.json"],
         dataset_dir=str(volumes),
         output_dir=str(tmp_path),
-        **{**tiny, "patch_size": 8, "cases_per_batch": 2},
+        **{**tiny, "patch_size": 8, "cases_per_batch": 2, "learning_rate": 0.001},
     )
     trainer = run.parser.get_parsed_content("train#trainer")
+    assert trainer.optimizer.param_groups[0]["lr"] == 0.001
     assert trainer.masker.mask_ratio == 0.75
     content = checkpoint(tmp_path / "models/last.pt")
     steps = [int(entry["step"]) for entry in content["masker_optimizer"]["state"].values()]
