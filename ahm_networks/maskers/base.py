@@ -6,6 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -170,8 +171,17 @@ class Masker(nn.Module, ABC):
         return grid_shape(image.shape[2:], self.patch_size)
 
     def allowed_cells(self, image: Tensor, foreground: Tensor | None) -> Tensor | None:
-        """Cells that may be hidden, ``[B, 1, *G]`` bool, or ``None`` for all."""
+        """Cells that may be hidden, ``[B, 1, *G]`` bool, or ``None`` for all.
+
+        Raises:
+            ValueError: when the foreground does not fit the image.
+        """
         if foreground is not None:
+            if foreground.shape != (len(image), 1, *image.shape[2:]):
+                raise ValueError(
+                    f"foreground: expected [B, 1, *S] for an image of shape {tuple(image.shape)}, "
+                    f"got {tuple(foreground.shape)}."
+                )
             allowed = image_to_cells(foreground, self.patch_size, reduction="max") > 0
         elif self.foreground_threshold is not None:
             level = image_to_cells(image.detach(), self.patch_size).amax(1, keepdim=True)
@@ -200,6 +210,16 @@ class Masker(nn.Module, ABC):
     def expand(self, cells: Tensor, image: Tensor) -> Tensor:
         """Spread cells over the voxels of ``image``: ``[B, 1, *G]`` to ``[B, 1, *S]``."""
         return cells_to_image(cells, self.patch_size, image.shape[2:])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the generator as bytes: torch would share a tensor that spawned workers find closed."""
+        return {**self.__dict__, "_generator": self._generator.get_state().numpy().tobytes()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Build the generator from its state."""
+        generator = torch.Generator()
+        generator.set_state(torch.frombuffer(bytearray(state["_generator"]), dtype=torch.uint8))
+        super().__setstate__({**state, "_generator": generator})
 
     def get_extra_state(self) -> Tensor:
         """State of the generator, saved with the weights."""

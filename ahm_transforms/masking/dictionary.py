@@ -35,7 +35,8 @@ class MaskTransformd(Randomizable, MapTransform):
     """Hide the same voxels in several entries of a dictionary, and write the mask beside them.
 
     The mask is drawn for the first key that is there. It is a MetaTensor with that image's metadata, so that spatial
-    transforms and writers can follow; a dictionary without any of the keys comes back as it is.
+    transforms and writers can follow; a dictionary without any of the keys comes back as it is. Like MONAI's other
+    random transforms it keeps what it has drawn: workers may be processes, not threads that share one transform.
 
     Args:
         keys: entries to mask, each ``[C, *S]``, all of one spatial shape.

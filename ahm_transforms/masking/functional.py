@@ -75,13 +75,13 @@ def grid_shape(spatial_size: Sequence[int], patch_size: int | Sequence[int]) -> 
 
 
 def cell_count(mask_ratio: float | Tensor, cells: int | Tensor) -> int | Tensor:
-    """Round ``mask_ratio * cells`` half up, for numbers or tensors alike.
+    """Round ``mask_ratio * cells`` half up, for numbers or tensors alike, in double precision.
 
     Example:
         >>> cell_count(0.75, 27)
         20
     """
-    count = mask_ratio * cells + 0.5
+    count = mask_ratio * (cells.double() if isinstance(cells, Tensor) else cells) + 0.5
     return count.long() if isinstance(count, Tensor) else int(count)
 
 

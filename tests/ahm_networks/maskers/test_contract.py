@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
 
 import pytest
 import torch
+from monai.data import DataLoader, Dataset
 from torch import Tensor
 
 from ahm_networks import (
@@ -21,6 +23,7 @@ from ahm_networks import (
     UniformMasker,
 )
 from ahm_networks.maskers import BoxMasker, QRegionMasker, TeacherErrorMasker, VisibleSamplingMasker
+from ahm_transforms.masking import AdaptiveHardMask
 from ahm_transforms.masking.functional import cell_count, cells_to_image, grid_shape
 
 PATCH = {2: (8, 6), 3: (4, 6, 5)}
@@ -431,3 +434,16 @@ def test_a_ratio_out_of_range_is_refused_on_call(build, ratio) -> None:
 def test_options_that_would_be_ignored_are_refused(options) -> None:
     with pytest.raises(ValueError, match="baseline"):
         ActorCriticMasker(2, 8, 0.5, **options)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 16, 16), (2, 2, 32, 32), (2, 32, 32)])
+def test_a_foreground_of_another_shape_is_refused(shape) -> None:
+    message = re.escape("foreground: expected [B, 1, *S] for an image of shape (2, 1, 32, 32), got")
+    with pytest.raises(ValueError, match=message):
+        UniformMasker(2, 8, 0.5)(torch.rand(2, 1, 32, 32), foreground=torch.ones(shape, dtype=torch.bool))
+
+
+def test_maskers_go_into_spawned_workers() -> None:
+    data = Dataset([torch.rand(1, 32, 32)] * 4, AdaptiveHardMask(ActorCriticMasker(2, 8, 0.5), draw=True))
+    masked = list(DataLoader(data, num_workers=1, multiprocessing_context="spawn", batch_size=1))
+    assert len({tuple(image.flatten().tolist()) for image in masked}) == 4
