@@ -57,7 +57,16 @@ class MaskedLoss(nn.Module):
         return hidden_mean(self.error(pred, image), mask)
 
     def error(self, pred: Tensor, image: Tensor) -> Tensor:
-        """Error of every voxel, mean over the channels: ``[B, 1, *S]`` float32."""
+        """Error of every voxel, mean over the channels: ``[B, 1, *S]`` float32.
+
+        Raises:
+            ValueError: when prediction and image differ in shape.
+        """
+        if pred.shape != image.shape:
+            raise ValueError(
+                f"pred: expected the image's shape {tuple(image.shape)}, got {tuple(pred.shape)}; a network that "
+                "predicts at several depths needs its deep supervision off."
+            )
         difference = pred.float() - self._target(image.float())
         error = difference.abs() if self.norm == "l1" else difference.square()
         return error if error.shape[1] == 1 else error.mean(1, keepdim=True)

@@ -48,6 +48,10 @@ class MaskedTrainer(SupervisedTrainer):
     all their images: the error is that of all hidden voxels, however many each process has. Until 7, the losses are a
     process's own, weighted with its share; then they are those of all processes.
 
+    While the network does not learn, it is in evaluation mode. While it does, the passes for rewards alone (``again``,
+    the masks of ``num_samples`` after the first) count in the statistics of its batch norms, too: in another mode,
+    their errors could not be compared with that of the step.
+
     Args:
         device: where to train.
         max_epochs: passes over the loader.
@@ -151,7 +155,7 @@ class MaskedTrainer(SupervisedTrainer):
         )
         self.precision = Precision(device, amp, amp_kwargs)
         self.scaler = self.precision.scaler
-        self.memory_format = _memory_format(channels_last, network)
+        self.memory_format = _memory_format(channels_last, network, masker.spatial_dims)
         self.forward_network = torch.compile(network, **(compile_kwargs or {})) if compile else network
         self.masker = masker
         self.masker_optimizer = masker_optimizer
@@ -179,13 +183,13 @@ class MaskedTrainer(SupervisedTrainer):
 
     def _iteration(self, engine: Any, batchdata: Any) -> dict[str, Any]:
         progress = self.progress
-        self.network.train()
+        learns = _within(progress, self.network_stages)
+        self.network.train(learns)
         self.masker.train()
         self.masker.set_progress(progress)
         image = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
         if self.memory_format is not None:
             image = image.to(memory_format=self.memory_format)
-        learns = _within(progress, self.network_stages)
         output = self._reconstruct(image, learns)
         if learns:
             self.precision.update(output[MaskedKeys.LOSS], self.optimizer, self.gradient_clip)
@@ -194,8 +198,8 @@ class MaskedTrainer(SupervisedTrainer):
         output[MaskedKeys.MASKER_LOSS] = self._update_masker(output, progress, learns)
         self._raise_if_not_finite()
         known = [key for key in LOSS_KEYS if output[key] is not None]
-        self._loss_check.note([output[key] for key in known])
         output |= {key: mean_over_processes(output[key]) for key in known}
+        self._loss_check.note([output[key] for key in known])  # the same in all processes: all stop, or none
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         return output
 
@@ -269,10 +273,9 @@ def _within(progress: float, stages: Stages) -> bool:
     return any(first <= progress < last or progress == last == 1.0 for first, last in stages)
 
 
-def _memory_format(channels_last: bool, network: nn.Module) -> torch.memory_format | None:
+def _memory_format(channels_last: bool, network: nn.Module, spatial_dims: int) -> torch.memory_format | None:
     if not channels_last:
         return None
-    dims = max((p.ndim for p in network.parameters()), default=4)
-    memory_format = torch.channels_last_3d if dims == 5 else torch.channels_last
+    memory_format = torch.channels_last_3d if spatial_dims == 3 else torch.channels_last
     network.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stubs know 2D layouts only
     return memory_format

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from ahm_networks.maskers.policies import ActorCriticDecision, BernoulliPolicy, 
 from ahm_networks.nets.policy import CellScorer, feature_network
 from ahm_networks.rl import functional as rl
 from ahm_networks.rl.running import RunningMoments
-from ahm_networks.rl.schedules import LinearSchedule
+from ahm_networks.rl.schedules import LinearSchedule, check_ends
 from ahm_transforms.masking.functional import cell_count, image_to_cells
 
 __all__ = ["ActorCriticMasker"]
@@ -49,9 +50,10 @@ class ActorCriticMasker(Masker):
         credit: ``set``, or ``patch`` for every draw's own centred reward: less variance, some bias. Set mode only.
         baseline: ``value`` (expected value under the policy), ``leave_one_out`` (other masks of the same image, needs
             ``num_samples >= 2``) or ``running_mean``. For set credit.
-        reward_scale: ``running`` (divide by the running deviation over the data), ``log``, or per image ``zscore`` or
-            ``rank``; these two make a set's mean constant, so they need patch credit or Bernoulli agents. ``None``
-            takes ``running`` for sets and ``zscore`` for Bernoulli agents.
+        reward_scale: ``running`` (divide by the running deviation over the data), ``log`` (of the ratio to the running
+            mean; rewards below zero, as of learning progress, count as zero), or per image ``zscore`` or ``rank``;
+            these two make a set's mean constant, so they need patch credit or Bernoulli agents. ``None`` takes
+            ``running`` for sets and ``zscore`` for Bernoulli agents.
         temperature: of the policy; larger is closer to uniform.
         value_weight: weight of the value loss.
         entropy_weight: of the entropy bonus at the start and at the end of the training.
@@ -99,11 +101,13 @@ class ActorCriticMasker(Masker):
         _check_fit(mode, credit, baseline, self.reward_scale, num_samples)
         if not temperature > 0:
             raise ValueError(f"temperature: expected a positive number, got {temperature!r}.")
+        if not 0.0 <= entropy_floor <= 1.0:
+            raise ValueError(f"entropy_floor: expected a number in [0, 1], got {entropy_floor!r}.")
         self.in_channels = in_channels
         self.policy = policy
         self.temperature = temperature
         self.value_weight = value_weight
-        self.entropy_weight = LinearSchedule(*entropy_weight)
+        self.entropy_weight = LinearSchedule(*check_ends("entropy_weight", entropy_weight, 0, math.inf))
         self.entropy_floor = entropy_floor
         self.num_samples = num_samples
         self.progress = 0.0
@@ -163,7 +167,7 @@ class ActorCriticMasker(Masker):
         if self.reward_scale == "rank":
             return rl.rank_reward(error, hidden)
         if self.reward_scale == "log":
-            scaled = (error / (self.reward_moments.mean + 1e-12) + 1e-3).log()
+            scaled = (error.clamp_min(0.0) / self.reward_moments.mean.clamp_min(1e-12) + 1e-3).log()
         else:
             scaled = error / self.reward_moments.std
         return torch.where(hidden, scaled, 0.0)

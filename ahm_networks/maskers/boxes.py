@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from ahm_networks.maskers.box_q_learner import QLearner
 from ahm_networks.nets.box_scorer import BoxScorer, BoxState
 from ahm_networks.nets.policy import feature_network
 from ahm_networks.rl.q_learning import best_action
-from ahm_networks.rl.schedules import LinearSchedule
+from ahm_networks.rl.schedules import LinearSchedule, check_ends
 from ahm_transforms.masking.functional import image_to_cells
 
 __all__ = ["BoxMasker"]
@@ -120,6 +121,10 @@ class BoxMasker(Masker):
         super().__init__(spatial_dims, patch_size, mask_ratio, **kwargs)
         _check_learner(learner, dueling, replay)
         _check_steps(n_steps, stop, network)
+        exploring = (*check_ends("epsilon", epsilon, 0, 1), *check_ends("explore", explore, 0, 1))
+        entropy_weight = check_ends("entropy_weight", entropy_weight, 0, math.inf)
+        if not 0.0 <= entropy_floor <= 1.0:
+            raise ValueError(f"entropy_floor: expected a number in [0, 1], got {entropy_floor!r}.")
         self.in_channels = in_channels
         self.n_steps = n_steps
         self.sizes = box_sizes(sizes, spatial_dims)
@@ -143,7 +148,7 @@ class BoxMasker(Masker):
         else:
             self.learner = QLearner(
                 self.scorer,
-                epsilon=LinearSchedule(*epsilon, *explore),
+                epsilon=LinearSchedule(*exploring),
                 gamma=gamma,
                 double=double,
                 target_decay=target_decay if n_steps > 1 else 0.0,

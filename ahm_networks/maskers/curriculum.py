@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ahm_networks.maskers.base import SEED_STEP, Decision, Masker, Step
-from ahm_networks.rl.schedules import LinearSchedule
+from ahm_networks.rl.schedules import LinearSchedule, check_ends
 from ahm_transforms.masking.functional import check_mask_ratio, choose_cells
 
 __all__ = ["CurriculumMasker"]
@@ -56,16 +56,14 @@ class CurriculumMasker(Masker):
             foreground_threshold=masker.foreground_threshold,
             seed=masker._generator.initial_seed() + SEED_STEP,
         )
-        if not all(0.0 <= share <= 1.0 for share in policy_share):
-            raise ValueError(f"policy_share: expected two numbers in [0, 1], got {policy_share!r}.")
         if not 0.0 <= warm_up < 1.0:
             raise ValueError(f"warm_up: expected a number in [0, 1), got {warm_up!r}.")
         self.masker = masker
         self.num_samples = masker.num_samples
         self.in_channels = masker.in_channels
-        self.policy_share = LinearSchedule(*policy_share, start=warm_up)
+        self.policy_share = LinearSchedule(*check_ends("policy_share", policy_share, 0, 1), start=warm_up)
         ratios = (masker.mask_ratio, masker.mask_ratio) if mask_ratio is None else mask_ratio
-        self.mask_ratios = LinearSchedule(*map(check_mask_ratio, ratios))
+        self.mask_ratios = LinearSchedule(*map(check_mask_ratio, check_ends("mask_ratio", ratios, 0, 1)))
         self.set_progress(0.0)
 
     def set_progress(self, progress: float) -> None:

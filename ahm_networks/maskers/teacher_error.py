@@ -35,7 +35,8 @@ class TeacherErrorMasker(Masker):
     ``(1 + n) / (10 + n)``: else a short training would never get rid of the first, random weights.
 
     There is nothing to learn by gradient: :meth:`loss` returns ``None`` and no weight wants one. The teacher is part of
-    ``state_dict``, the network is not. Processes that train the same network hold the same teacher.
+    ``state_dict``, the network is not. Processes that train the same network hold the same teacher, but for the
+    statistics of its batch norms: those follow each process's own images unless the norms are synchronised.
 
     Args:
         spatial_dims: 2 or 3.

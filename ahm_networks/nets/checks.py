@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["check_image", "check_size", "checked_mask"]
+__all__ = ["check_image", "check_room", "check_size", "checked_mask"]
 
 
 def check_image(image: Tensor, spatial_dims: int, in_channels: int) -> None:
@@ -39,6 +39,19 @@ def checked_mask(image: Tensor, mask: Tensor | None, spatial_dims: int, in_chann
             f"got {mask.dtype} {tuple(mask.shape)}."
         )
     return mask
+
+
+def check_room(image: Tensor, img_size: Sequence[int]) -> None:
+    """Demand an image that can be padded to the one size for which a UNETR has position embeddings.
+
+    Raises:
+        ValueError: for a larger image.
+    """
+    if any(side > most for side, most in zip(image.shape[2:], img_size, strict=True)):
+        raise ValueError(
+            f"image: unetr was built for img_size={list(img_size)}, got {list(image.shape[2:])}; "
+            "set the images' size or backbone_args to fit."
+        )
 
 
 def check_size(image: Tensor, img_size: Sequence[int]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ahm_networks.nets.backbones import build_backbone
+from ahm_networks.nets.checks import check_image, check_room
 from ahm_networks.nets.encoders import drop_decoder, encoder_channels, encoder_features
 from ahm_networks.nets.padding import pad_to_multiples
 from ahm_networks.nets.policy import VGG16_BLOCKS
@@ -80,7 +81,9 @@ class EncoderClassifier(nn.Module):
             ValueError: when the image does not fit the network.
         """
         if not torch.jit.is_scripting():
-            self._check(image)
+            check_image(image, len(self.divisor), self.in_channels)
+            if self.fixed_size:
+                check_room(image, self.divisor)
         padded = pad_to_multiples(image, self.divisor, self.fixed_size)
         if not torch.jit.is_scripting() and self.all_stages:
             return self.head(_statistics(encoder_features(self.encoder, padded)))
@@ -98,19 +101,6 @@ class EncoderClassifier(nn.Module):
                 'pass --use_trace True --input_shape "[1,1,96,96]" with the images\' own channels and size.'
             )
         return self
-
-    def _check(self, image: Tensor) -> None:
-        dims = len(self.divisor)
-        if image.ndim != dims + 2 or image.shape[1] != self.in_channels:
-            raise ValueError(
-                f"image: expected [B, {self.in_channels}, *S] with {dims} spatial axes, "
-                f"got shape {tuple(image.shape)}; set in_channels and spatial_dims to fit the data."
-            )
-        if self.fixed_size and any(side > most for side, most in zip(image.shape[2:], self.divisor, strict=True)):
-            raise ValueError(
-                f"image: unetr was built for img_size={self.divisor}, got {list(image.shape[2:])}; "
-                "set the images' size or backbone_args to fit."
-            )
 
 
 class VGG16(nn.Module):

@@ -98,13 +98,17 @@ class MaskedAutoencoder(nn.Module):
 
         Raises:
             ValueError: when image or mask do not fit, images differ in the number of hidden tokens, a token is hidden
-                in part, or none is visible.
+                in part, none is visible or, in training, none is hidden.
         """
         mask = checked_mask(image, mask, self.spatial_dims, self.in_channels)
         check_size(image, self.img_size)
         hides = image_to_tokens(mask, self.token_size)
         hidden = hides.any(-1)
         count = self._count(hides, hidden)
+        if count == 0 and self.training:
+            raise ValueError(
+                f"mask: none of the {hidden.shape[1]} tokens is hidden, there is nothing to predict; raise mask_ratio."
+            )
         if count == 0:
             return image
         places = hidden.int().argsort(dim=1, stable=True)  # visible tokens first, each kind in its order

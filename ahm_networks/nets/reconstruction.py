@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ahm_networks.nets.backbones import build_backbone
-from ahm_networks.nets.checks import checked_mask
+from ahm_networks.nets.checks import check_room, checked_mask
 from ahm_networks.nets.padding import pad_to_multiples
 
 __all__ = ["ReconstructionUNet"]
@@ -31,7 +31,8 @@ class ReconstructionUNet(nn.Module):
         fill: what stands in for hidden voxels: ``zero``, ``mean`` of the image's visible voxels, or a learned
             ``token``, one number per channel.
         mask_channel: whether the mask is given to the network as a further channel.
-        backbone_args: overrides for the named backbone's arguments. ``unetr`` needs ``img_size``.
+        backbone_args: overrides for the named backbone's arguments. ``unetr`` needs ``img_size``;
+            ``deep_supervision`` of a ``dynunet`` is left to labels and stays off here.
 
     Raises:
         ValueError: for an unknown backbone or fill.
@@ -60,11 +61,15 @@ class ReconstructionUNet(nn.Module):
         self.fill = fill
         self.mask_channel = mask_channel
         self.token = nn.Parameter(torch.zeros(in_channels)) if fill == "token" else None
-        self.fixed_size = not isinstance(backbone, str) or backbone == "unetr"
+        self.limited = backbone == "unetr"
+        self.fixed_size = self.limited or not isinstance(backbone, str)
         self.divisor: tuple[int, ...] = (1,) * spatial_dims
         if isinstance(backbone, str):
             seen = in_channels + mask_channel
-            self.divisor, backbone = build_backbone(backbone, spatial_dims, seen, in_channels, backbone_args or {})
+            args = dict(backbone_args or {})
+            if backbone == "dynunet":
+                args["deep_supervision"] = False
+            self.divisor, backbone = build_backbone(backbone, spatial_dims, seen, in_channels, args)
         self.backbone = backbone
 
     def forward(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -81,6 +86,8 @@ class ReconstructionUNet(nn.Module):
             ValueError: when the shapes do not fit the network or each other.
         """
         mask = checked_mask(image, mask, self.spatial_dims, self.in_channels)
+        if self.limited:
+            check_room(image, self.divisor)
         visible = self.visible(image, mask)
         if self.mask_channel:
             visible = torch.cat([visible, mask.to(visible.dtype)], dim=1)
@@ -96,4 +103,5 @@ class ReconstructionUNet(nn.Module):
             return kept
         axes = tuple(range(2, image.ndim))
         shown = (~mask).sum(axes, keepdim=True).clamp_min(1)
-        return torch.where(mask, kept.sum(axes, keepdim=True) / shown, image)
+        mean = kept.sum(axes, keepdim=True, dtype=torch.promote_types(image.dtype, torch.float32)) / shown
+        return torch.where(mask, mean.to(image.dtype), image)

@@ -3,9 +3,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
-__all__ = ["LinearSchedule"]
+__all__ = ["LinearSchedule", "check_ends"]
+
+
+def check_ends(name: str, ends: Sequence[float], low: float, high: float) -> tuple[float, float]:
+    """Return the values of ``name`` at the start and at the end of its schedule.
+
+    Raises:
+        ValueError: when they are not two numbers in [low, high].
+    """
+    pair = isinstance(ends, Sequence) and len(ends) == 2
+    if not pair or not all(isinstance(end, Real) and low <= end <= high for end in ends):
+        raise ValueError(f"{name}: expected two numbers in [{low:g}, {high:g}], got {ends!r}.")
+    return ends[0], ends[1]
 
 
 @dataclass(frozen=True)

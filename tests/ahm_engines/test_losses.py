@@ -48,6 +48,12 @@ def test_error_of_half_precision_predictions_is_float32() -> None:
     assert MaskedLoss().error(pred.bfloat16(), image).dtype == torch.float32
 
 
+def test_predictions_of_another_shape_are_refused() -> None:
+    pred, image, mask = case()
+    with pytest.raises(ValueError, match=r"pred: expected the image's shape \(2, 1, 8, 8\), got \(2, 2, 1, 8, 8\)"):
+        MaskedLoss()(torch.stack([pred, pred], dim=1), image, mask)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_nothing_hidden_gives_zero_and_finite_gradients(loss: MaskedLoss) -> None:
     pred, image, mask = case()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -195,14 +196,17 @@ def test_fewer_cases_than_processes(monkeypatch: pytest.MonkeyPatch) -> None:
         validation_sampler([0, 1])
 
 
-def fail_on_one(rank: int, folder: str) -> None:
-    """Train on an image with a number that is none, in the second process only."""
+def fail_on_one(rank: int, folder: str, masker: str, first: int) -> None:
+    """Train on images with a number that is none, from the ``first`` step on and in the second process only."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    trainer = build("a3c", "u_net", 2, steps=9, wrap=DistributedDataParallel)
+    meeting, limit = f"file://{folder}/meeting", timedelta(seconds=60)  # one that stops alone leaves the other waiting
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=limit)
+    trainer = build(masker, "u_net", 2, steps=9, wrap=DistributedDataParallel)
+    Checkpoints(folder, {"model": trainer.network}).attach(trainer)
     if rank == 1:
-        for batch in trainer.data_loader:
-            batch["image"][0, 0, 0, 0] = torch.nan
+        spoilt = trainer.data_loader[0]["image"].clone()
+        spoilt[0, 0, 0, 0] = torch.nan
+        trainer.data_loader[first:] = [{"image": spoilt}] * (9 - first)
     try:
         trainer.run()
     except FloatingPointError as error:
@@ -212,10 +216,12 @@ def fail_on_one(rank: int, folder: str) -> None:
             raise
 
 
-def test_loss_that_is_no_number_in_one_process_ends_both(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("masker", "first"), [("a3c", 0), ("uniform", 8)], ids=["from the start", "in the last step"])
+def test_loss_that_is_no_number_in_one_process_ends_both(tmp_path: Path, masker: str, first: int) -> None:
     with pytest.raises(torch.multiprocessing.ProcessRaisedException) as error:
-        torch.multiprocessing.spawn(fail_on_one, args=(str(tmp_path),), nprocs=2)
+        torch.multiprocessing.spawn(fail_on_one, args=(str(tmp_path), masker, first), nprocs=2)
     assert "Process 1 terminated" in str(error.value)
     assert "FloatingPointError: loss: expected finite numbers, got [nan" in str(error.value)
     other = (tmp_path / "process0.txt").read_text()
     assert "loss: expected finite numbers, got [" in other and "nan]" in other
+    assert not (tmp_path / "last.pt").exists()

@@ -8,7 +8,14 @@ from monai.engines import IterationEvents
 
 from ahm_engines import ErrorReward, MaskedEvaluator, MaskedEvents, MaskedKeys, MaskedTrainer, ProgressReward
 from ahm_engines.finite import FiniteCheck
-from ahm_networks import ActorCriticMasker, CurriculumMasker, LossPredictionMasker, ReconstructionUNet, UniformMasker
+from ahm_networks import (
+    ActorCriticMasker,
+    CurriculumMasker,
+    LossPredictionMasker,
+    MaskedAutoencoder,
+    ReconstructionUNet,
+    UniformMasker,
+)
 
 SMALL = {"channels": (4, 8), "strides": (2,), "num_res_units": 0}
 
@@ -18,9 +25,9 @@ def batches(dims=2, count=4, size=32, seed=0):
     return [{"image": torch.rand(2, 1, *[size] * dims, generator=generator)} for _ in range(count)]
 
 
-def build(masker, dims=2, data=None, epochs=1, **options):
+def build(masker, dims=2, data=None, epochs=1, backbone_args=SMALL, **options):
     torch.manual_seed(0)
-    network = ReconstructionUNet(dims, backbone_args=SMALL)
+    network = ReconstructionUNet(dims, backbone_args=backbone_args)
     weights = list(masker.parameters())
     options.setdefault("masker_optimizer", torch.optim.Adam(weights, 1e-3) if weights else None)
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
@@ -29,6 +36,10 @@ def build(masker, dims=2, data=None, epochs=1, **options):
 
 def weights_of(module):
     return {name: value.detach().clone() for name, value in module.named_parameters()}
+
+
+def buffers_of(module):
+    return {name: value.clone() for name, value in module.named_buffers()}
 
 
 def moved(module, before):
@@ -82,13 +93,17 @@ def test_output_holds_what_handlers_read():
 def test_staged_training_freezes_one_network_at_a_time():
     masker = CurriculumMasker(ActorCriticMasker(2, 8, 0.5), policy_share=(1.0, 1.0), warm_up=0.5)
     stages = {"network_stages": [(0.0, 0.5)], "masker_stages": [(0.5, 1.0)]}
-    trainer = build(masker, epochs=2, **stages)
+    trainer = build(masker, epochs=2, backbone_args={**SMALL, "norm": "batch", "dropout": 0.5}, **stages)
     start = (weights_of(trainer.network), weights_of(masker))
-    middle = []
+    middle, buffers, training = [], [], []
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: buffers.append(buffers_of(trainer.network)))
+    trainer.add_event_handler(IterationEvents.FORWARD_COMPLETED, lambda: training.append(trainer.network.training))
     trainer.add_event_handler(
         Events.EPOCH_COMPLETED(once=1), lambda: middle.extend([weights_of(trainer.network), weights_of(masker)])
     )
     trainer.run()
+    assert training == [True] * 4 + [False] * 4
+    assert buffers[0] and all(torch.equal(value, buffers[1][name]) for name, value in buffers[0].items())
     assert all(torch.equal(middle[1][name], start[1][name]) for name in start[1])
     assert any(not torch.equal(middle[0][name], start[0][name]) for name in start[0])
     assert moved(trainer.network, middle[0]) == []
@@ -134,6 +149,17 @@ def test_channels_last_gives_the_same_training(dims):
     weight = next(p for p in trainer.network.parameters() if p.ndim == dims + 2 and min(p.shape[:2]) > 1)
     assert weight.is_contiguous(memory_format=layout)
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_channels_last_fits_a_3d_network_without_3d_convolutions():
+    encoder = {"hidden_size": 12, "mlp_dim": 16, "num_heads": 2, "num_layers": 1, "proj_type": "perceptron"}
+    sizes = {"img_size": 16, "patch_size": 8, "decoder_hidden_size": 8, "decoder_num_heads": 2}
+    network = MaskedAutoencoder(3, encoder_args=encoder, **sizes)
+    assert max(p.ndim for p in network.parameters()) < 5
+    optimizer, masker = torch.optim.Adam(network.parameters(), 1e-3), UniformMasker(3, 8, 0.5)
+    trainer = MaskedTrainer("cpu", 1, batches(3, size=16), network, optimizer, masker, channels_last=True)
+    trainer.run()
+    assert trainer.state.output[MaskedKeys.IMAGE].shape[2:] == (16, 16, 16)
 
 
 def test_compiled_network_trains_and_keeps_its_plain_names():

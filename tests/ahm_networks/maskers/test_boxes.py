@@ -551,6 +551,10 @@ class TestIntelligentMasking:
         assert masker.learner.target is not None
         assert len(masker.learner.replay) == 8
 
+    def test_chance_to_explore_out_of_range(self) -> None:
+        with pytest.raises(ValueError, match=r"epsilon: expected two numbers in \[0, 1\], got 0.1"):
+            QRegionMasker(2, 8, epsilon=0.1)
+
     @pytest.mark.parametrize("options", [{"double": True}, {"target_decay": 0.9}])
     def test_options_without_effect_are_refused(self, options: dict[str, object]) -> None:
         with pytest.raises(ValueError, match="double, target_decay: with n_steps=1"):
@@ -570,6 +574,10 @@ class TestIntelligentMasking:
         ({"gamma": 1.1}, "gamma, target_decay: expected"),
         ({"target_decay": 1.0}, "gamma, target_decay: expected"),
         ({"explore": (0.5, 0.2)}, "start, end: expected"),
+        ({"explore": 0.2}, r"explore: expected two numbers in \[0, 1\], got 0.2"),
+        ({"epsilon": (5, -1)}, r"epsilon: expected two numbers in \[0, 1\], got \(5, -1\)"),
+        ({"entropy_weight": 0.01}, r"entropy_weight: expected two numbers in \[0, inf\], got 0.01"),
+        ({"entropy_floor": 80.0}, r"entropy_floor: expected a number in \[0, 1\], got 80.0"),
         ({"sizes": ()}, "sizes: expected boxes"),
         ({"replay": -1}, "capacity: expected at least 1 episode"),
         ({"features": "nonsense"}, "features: expected"),

@@ -190,6 +190,8 @@ def test_the_two_generators_differ() -> None:
     [
         ({"policy_share": (0.0, 1.5)}, r"policy_share: expected two numbers in \[0, 1\]"),
         ({"policy_share": (-0.1, 0.5)}, r"policy_share: expected two numbers in \[0, 1\]"),
+        ({"policy_share": 0.5}, r"policy_share: expected two numbers in \[0, 1\], got 0.5"),
+        ({"mask_ratio": 0.5}, r"mask_ratio: expected two numbers in \[0, 1\], got 0.5"),
         ({"warm_up": 1.0}, r"warm_up: expected a number in \[0, 1\)"),
         ({"warm_up": -0.1}, r"warm_up: expected a number in \[0, 1\)"),
         ({"mask_ratio": (0.5, 1.0)}, "mask_ratio: expected a number between 0 and 1"),

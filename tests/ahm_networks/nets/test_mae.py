@@ -199,6 +199,11 @@ class TestErrors:
         with pytest.raises(ValueError, match="all 12 tokens are hidden, none is left"):
             build()(image, torch.ones_like(mask))
 
+    def test_nothing_hidden_in_training(self):
+        image, mask = example()
+        with pytest.raises(ValueError, match=r"mask: none of the 12 tokens is hidden, .* raise mask_ratio"):
+            build().train()(image, torch.zeros_like(mask))
+
     def test_image_of_another_size(self):
         with pytest.raises(ValueError, match=r"built for img_size=\[16, 24\], got \[24, 16\]"):
             build()(torch.rand(1, 2, 24, 16), torch.zeros(1, 1, 24, 16, dtype=torch.bool))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ahm_networks import ReconstructionUNet
+from ahm_networks.nets import backbone_network, transfer_weights
 
 SMALL: dict[str, dict[str, Any]] = {
     "unet": {"channels": (4, 8, 8), "strides": (2, 2)},
@@ -102,6 +103,14 @@ class TestFill:
         visible = build(fill="mean").visible(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 4, 4, dtype=torch.bool))
         assert visible.tolist() == torch.zeros(1, 1, 4, 4).tolist()
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_mean_of_many_voxels_in_half_precision(self, dtype: torch.dtype) -> None:
+        image, mask = torch.ones(1, 1, 300, 300, dtype=dtype), torch.zeros(1, 1, 300, 300, dtype=torch.bool)
+        mask[..., :20] = True
+        visible = build(fill="mean").visible(image, mask)
+        assert visible.dtype == dtype
+        assert torch.equal(visible, image)
+
     def test_token_is_one_learned_number_per_channel(self) -> None:
         network = build(channels=2, fill="token")
         with torch.no_grad():
@@ -138,6 +147,19 @@ def test_own_network_gets_the_image_as_it_is() -> None:
     assert torch.equal(network(image, mask), image.masked_fill(mask, 0.0))
 
 
+def test_arguments_for_deep_supervision_build_a_plain_network() -> None:
+    args = {**SMALL["dynunet"], "deep_supervision": True, "deep_supr_num": 1}
+    network = ReconstructionUNet(2, backbone="dynunet", backbone_args=args)
+    image, mask = example(2)
+    rebuilt = network(image, mask)
+    assert rebuilt.shape == image.shape
+    rebuilt.sum().backward()
+    assert all(p.grad is not None for p in network.parameters())  # no head waits for one in vain
+    assert network.state_dict().keys() == build(backbone="dynunet").state_dict().keys()
+    target = backbone_network("dynunet", 2, 1, 2, **args)
+    assert transfer_weights(target, network.state_dict()).share == 1.0
+
+
 @two_and_three_d
 def test_default_arguments_train(dims: int) -> None:
     network = ReconstructionUNet(dims)
@@ -158,6 +180,11 @@ class TestErrors:
     def test_unetr_without_its_size(self) -> None:
         with pytest.raises(ValueError, match="backbone_args: unetr needs img_size"):
             ReconstructionUNet(2, backbone="unetr")
+
+    def test_image_too_large_for_unetr(self) -> None:
+        image = torch.rand(1, 1, 40, 49)
+        with pytest.raises(ValueError, match=r"image: unetr was built for img_size=\[48, 48\], got \[40, 49\]"):
+            build(backbone="unetr")(image, image > 0.5)
 
     @pytest.mark.parametrize("shape", [(1, 2, 16, 16), (1, 1, 16, 16, 16), (1, 16, 16)])
     def test_image_that_does_not_fit(self, shape: tuple[int, ...]) -> None:

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from ahm_networks.rl.schedules import LinearSchedule
+from ahm_networks.rl.schedules import LinearSchedule, check_ends
 
 
 @pytest.mark.parametrize(
@@ -30,3 +32,15 @@ def test_the_whole_training_by_default(progress: float, expected: float) -> None
 def test_ends_out_of_order_or_range(start: float, end: float) -> None:
     with pytest.raises(ValueError, match="start, end: expected 0 <= start <= end <= 1"):
         LinearSchedule(1.0, 0.0, start, end)
+
+
+def test_two_ends_in_range() -> None:
+    assert check_ends("epsilon", [1, 0.25], 0, 1) == (1, 0.25)
+    assert check_ends("weight", (3.0, 0.0), 0, math.inf) == (3.0, 0.0)
+
+
+@pytest.mark.parametrize("ends", [0.5, None, "ab", (0.5,), (0.1, 0.2, 0.3), (0.5, None), (5, -1), (0.0, math.nan)])
+def test_other_ends_are_refused_by_name(ends: object) -> None:
+    with pytest.raises(ValueError) as error:
+        check_ends("epsilon", ends, 0, 1)
+    assert str(error.value) == f"epsilon: expected two numbers in [0, 1], got {ends!r}."
