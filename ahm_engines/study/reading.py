@@ -114,7 +114,8 @@ def _arms(layers: Sequence[Sequence[str] | Mapping[str, Any]], changes: Mapping[
 def _references(name: str, arms: Mapping[str, Arm], entry: Mapping[str, Any]) -> list[str]:
     """What an arm is compared with: what its entry says, or else those of the shelf that the study has.
 
-    Without any, those from scratch with the same network; a warning says where there is none either.
+    Without any, those from scratch with the same network; a warning says where there is none either, and no other arm
+    is compared with this one.
     """
     arm = arms[name]
     if "compare_with" in entry:
@@ -123,7 +124,8 @@ def _references(name: str, arms: Mapping[str, Arm], entry: Mapping[str, Any]) ->
     if found or arm.pretrain is None:
         return found
     found = scratch_like(arm, arms)
-    if not found and len(arms) > 1:
+    named = any(name in (other.compare_with or []) for other in arms.values())
+    if not found and not named and len(arms) > 1:
         logger.warning(
             "arm %r is compared with no other arm: none of the study's trains the same network from scratch. Add one, "
             "or name arms in its compare_with.",
