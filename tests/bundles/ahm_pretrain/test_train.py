@@ -16,6 +16,7 @@ import torch
 from ignite.engine import Events
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ahm_engines.handlers import Checkpoints
 from ahm_engines.reports import provenance
 from tests.bundles.running import (
     SHELF,
@@ -231,3 +232,12 @@ def test_paper_preset_learns_in_stages(volumes: Path, tmp_path: Path) -> None:
     assert set(steps) == {3}  # epoch 3 of 5 alone
     steps = [int(entry["step"]) for entry in content["optimizer"]["state"].values()]
     assert set(steps) == {12}  # the other four
+
+
+def test_switches_take_numbers(volumes: Path, tmp_path: Path) -> None:
+    """As somebody types them: ``--resume 1``."""
+    places = {"dataset_dir": str(volumes), "output_dir": str(tmp_path)}
+    run = read_bundle("train.json", **TINY, **places, resume=1, amp=0, skip_bad=1)
+    handlers = run.parser.get_parsed_content("train#handlers")
+    assert [handler.resume for handler in handlers if isinstance(handler, Checkpoints)] == [True]
+    assert run.parser.get_parsed_content("train#trainer").amp is False
