@@ -18,6 +18,7 @@ from ahm_engines.handlers.scores import CaseScores, Row, known_mean, statistics
 
 __all__ = ["SegmentationScores"]
 
+SIZE_UNITS = ("ml", "mm2", "px")
 UNITS = ("mm", "px")
 
 
@@ -33,7 +34,8 @@ class SegmentationScores(CaseScores):
     - ``surface_dice``: share of both surfaces, by area, within the tolerance of the other (Nikolov et al. 2018).
 
     A class that is in neither label nor prediction is NaN and does not count, as in nnU-Net. If one of them lacks it,
-    Dice and surface Dice are 0; there is no Hausdorff distance then, and the case counts in ``hd95_missing``.
+    Dice and surface Dice are 0, and there is no Hausdorff distance. ``hd95_missing`` counts the cases where the label
+    has a class and the prediction does not: the mean distance is then one over fewer cases than it could be.
     A case's number is the mean over its counted classes; ``dice``, ``hd95_mm`` and ``surface_dice`` are means over
     cases of that number, ``dice_<class>`` and so on are means over the cases in which the class counts.
 
@@ -109,7 +111,8 @@ class SegmentationScores(CaseScores):
         return metrics, report
 
     def _is_missing(self, row: Row, name: str) -> bool:
-        return not math.isnan(row[f"dice_{name}"]) and math.isnan(row[f"{self.distance}_{name}"])
+        there = any(row.get(f"label_{unit}_{name}") for unit in SIZE_UNITS)
+        return there and math.isnan(row[f"{self.distance}_{name}"])
 
     def _measure(self, masks: Mapping[str, Tensor], spacing: Sequence[float]) -> dict[str, float]:
         both, total = (masks["label"] & masks["pred"]).sum(), masks["label"].sum() + masks["pred"].sum()

@@ -44,7 +44,7 @@ IN_POINTS = {
 OTHERS = {
     "hd95_mm": Quantity("HD95", "mm", digits=2, lower_is_better=True),
     "hd95_px": Quantity("HD95", "px", digits=2, lower_is_better=True),
-    "hd95_missing": Quantity("without HD95", "cases", digits=1, lower_is_better=True),
+    "hd95_missing": Quantity("nothing found", "cases", digits=1, lower_is_better=True),
     "random_psnr": Quantity("PSNR, random masks", "dB", digits=2),
     "random_ssim": Quantity("SSIM, random masks"),
     "hardness": Quantity("hardness"),

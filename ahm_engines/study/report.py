@@ -212,7 +212,7 @@ def _other_metrics(study: Finished, comparisons: Sequence[Comparison]) -> list[B
     )
     if MISSING in study.other_metrics:
         about += (
-            " Where a network finds nothing there is no HD95, so its mean is one over the other cases: such seeds do "
+            " Where a network finds nothing of what is there, HD95 is a mean over the other cases: such seeds do "
             "not count in its differences."
         )
     blocks: list[Block] = [Heading("Other metrics"), Paragraph(about)]

@@ -65,7 +65,7 @@ def _paired(study: Finished, columns: Mapping[Any, str], placed: Sequence[tuple[
 def _difference_cell(comparison: Comparison) -> str:
     interval, shown = comparison.interval, quantity(comparison.metric)
     if not interval.count:
-        return "no pair yet"
+        return "no pair"
     mean, low, high = (shown.number(end, signed=True) for end in (interval.mean, interval.low, interval.high))
     ends = "" if comparison.verdict is Verdict.NO_INTERVAL else f" [{low}, {high}]"
     return f"{mean}{ends} ({count(interval.count, 'seed')}): {comparison.verdict.value}"

@@ -47,12 +47,12 @@ def evaluator_with(scores: Any, data: list[dict[str, Any]], key: str | None = No
 
 
 def test_means_over_cases_stand_in_the_metrics_as_plain_numbers() -> None:
-    evaluator = evaluator_with(SegmentationScores(["a"], unit="px"), cases((4, 4), (2, 4), (0, 4)))
+    evaluator = evaluator_with(SegmentationScores(["a"], unit="px"), cases((4, 4), (2, 4), (0, 4), (4, 0)))
     evaluator.run()
     metrics = evaluator.state.metrics
-    assert metrics["dice"] == metrics["dice_a"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert metrics["dice"] == metrics["dice_a"] == pytest.approx((1 + 2 / 3 + 0 + 0) / 4)
     assert metrics["hd95_px"] == pytest.approx((0 + 2) / 2)
-    assert metrics["hd95_missing"] == 1.0
+    assert metrics["hd95_missing"] == 1.0  # no network has a distance where the label has nothing
     assert all(type(value) is float for value in metrics.values())
 
 
