@@ -13,6 +13,7 @@ from torch import nn
 from ahm_engines.bundles import bundles_folder, inference_of
 from ahm_engines.handlers.checkpoint import check_fit, load_checkpoint, restore_objects
 from ahm_networks import CurriculumMasker
+from ahm_networks.rl.schedules import check_share
 
 __all__ = ["fitting_network", "load_masker", "load_trained", "trained_settings"]
 
@@ -81,8 +82,7 @@ def load_masker(
         >>> from ahm_transforms import AdaptiveHardMaskd
         >>> hide = AdaptiveHardMaskd("image", load_masker("model.pt"), draw=True)  # doctest: +SKIP
     """
-    if not 0.0 <= policy_share <= 1.0:
-        raise ValueError(f"policy_share: expected a number in [0, 1], got {policy_share!r}.")
+    check_share("policy_share", policy_share)
     content = load_checkpoint(path)
     settings = content.get("provenance", {}).get("settings", {})
     _check_task(path, settings, PRETRAINING)

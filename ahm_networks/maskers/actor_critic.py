@@ -17,7 +17,7 @@ from ahm_networks.maskers.policies import ActorCriticDecision, BernoulliPolicy, 
 from ahm_networks.nets.policy import CellScorer, feature_network
 from ahm_networks.rl import functional as rl
 from ahm_networks.rl.running import RunningMoments
-from ahm_networks.rl.schedules import LinearSchedule, check_ends
+from ahm_networks.rl.schedules import LinearSchedule, check_ends, check_share
 from ahm_transforms.masking.functional import cell_count, image_to_cells
 
 __all__ = ["ActorCriticMasker"]
@@ -101,14 +101,12 @@ class ActorCriticMasker(Masker):
         _check_fit(mode, credit, baseline, self.reward_scale, num_samples)
         if not temperature > 0:
             raise ValueError(f"temperature: expected a positive number, got {temperature!r}.")
-        if not 0.0 <= entropy_floor <= 1.0:
-            raise ValueError(f"entropy_floor: expected a number in [0, 1], got {entropy_floor!r}.")
         self.in_channels = in_channels
         self.policy = policy
         self.temperature = temperature
         self.value_weight = value_weight
         self.entropy_weight = LinearSchedule(*check_ends("entropy_weight", entropy_weight, 0, math.inf))
-        self.entropy_floor = entropy_floor
+        self.entropy_floor = check_share("entropy_floor", entropy_floor)
         self.num_samples = num_samples
         self.progress = 0.0
         net = feature_network(features, spatial_dims, in_channels, self.patch_size, features_weights)

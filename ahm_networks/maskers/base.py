@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ahm_networks.rl.schedules import check_share
 from ahm_transforms.masking.functional import (
     cell_count,
     cells_to_image,
@@ -196,8 +197,7 @@ class Masker(nn.Module, ABC):
         Raises:
             ValueError: when ``mask_ratio`` is not in [0, 1].
         """
-        if not 0.0 <= mask_ratio <= 1.0:
-            raise ValueError(f"mask_ratio: expected a number in [0, 1], got {mask_ratio!r}.")
+        check_share("mask_ratio", mask_ratio)
         if allowed is not None:
             return cell_count(mask_ratio, allowed.flatten(1).sum(1))
         return cell_count(mask_ratio, torch.Size(grid).numel())

@@ -21,7 +21,7 @@ from ahm_networks.maskers.box_q_learner import QLearner
 from ahm_networks.nets.box_scorer import BoxScorer, BoxState
 from ahm_networks.nets.policy import feature_network
 from ahm_networks.rl.q_learning import best_action
-from ahm_networks.rl.schedules import LinearSchedule, check_ends
+from ahm_networks.rl.schedules import LinearSchedule, check_ends, check_share
 from ahm_transforms.masking.functional import image_to_cells
 
 __all__ = ["BoxMasker"]
@@ -123,8 +123,7 @@ class BoxMasker(Masker):
         _check_steps(n_steps, stop, network)
         exploring = (*check_ends("epsilon", epsilon, 0, 1), *check_ends("explore", explore, 0, 1))
         entropy_weight = check_ends("entropy_weight", entropy_weight, 0, math.inf)
-        if not 0.0 <= entropy_floor <= 1.0:
-            raise ValueError(f"entropy_floor: expected a number in [0, 1], got {entropy_floor!r}.")
+        check_share("entropy_floor", entropy_floor)
         self.in_channels = in_channels
         self.n_steps = n_steps
         self.sizes = box_sizes(sizes, spatial_dims)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 
-__all__ = ["LinearSchedule", "check_ends"]
+__all__ = ["LinearSchedule", "check_ends", "check_share"]
 
 
 def check_ends(name: str, ends: Sequence[float], low: float, high: float) -> tuple[float, float]:
@@ -20,6 +20,17 @@ def check_ends(name: str, ends: Sequence[float], low: float, high: float) -> tup
     if not pair or not all(isinstance(end, Real) and low <= end <= high for end in ends):
         raise ValueError(f"{name}: expected two numbers in [{low:g}, {high:g}], got {ends!r}.")
     return ends[0], ends[1]
+
+
+def check_share(name: str, share: float) -> float:
+    """Return ``share`` if it lies in [0, 1].
+
+    Raises:
+        ValueError: for any other value (NaN included).
+    """
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"{name}: expected a number in [0, 1], got {share!r}.")
+    return share
 
 
 @dataclass(frozen=True)
