@@ -20,6 +20,7 @@ Defaults = Callable[[int, dict[str, Any]], tuple[Sequence[int], dict[str, Any]]]
 UNET_ARGS: dict[str, Any] = {"channels": (16, 32, 64, 128, 256), "strides": (2, 2, 2, 2), "num_res_units": 2}
 DYNUNET_ARGS: dict[str, Any] = {"kernel_size": [3] * 5, "strides": [1, 2, 2, 2, 2], "res_block": True}
 CONTEXT_ARGS: dict[str, Any] = {"features": (16, 32, 64, 64, 128, 128)}
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 PADDING = ("basicunet", "contextunet")  # takes images of any size
 GIVEN = ("spatial_dims", "in_channels", "out_channels")
 
@@ -46,7 +47,7 @@ def backbone_network(
 
     Raises:
         ValueError: for an unknown name or argument, an ``img_size`` that is missing or does not fit, or a
-            ``crop_size`` that the strides do not divide.
+            ``crop_size`` that the strides do not divide or of which they leave one voxel to instance norms.
 
     Example:
         >>> import torch
@@ -54,17 +55,29 @@ def backbone_network(
         >>> network(torch.rand(1, 1, 32, 32)).shape
         torch.Size([1, 3, 32, 32])
     """
-    if name == "unetr" and crop_size is not None:
-        backbone_args = {"img_size": crop_size} | backbone_args
-    divisor, network = build_backbone(name, spatial_dims, in_channels, out_channels, backbone_args)
-    if crop_size is not None and name not in PADDING:
-        _check_crop(name, ensure_tuple_rep(crop_size, spatial_dims), divisor)
+    args = with_img_size(name, backbone_args, crop_size)
+    divisor, network = build_backbone(name, spatial_dims, in_channels, out_channels, args)
+    if crop_size is not None:
+        _check_crop(name, network, ensure_tuple_rep(crop_size, spatial_dims), divisor)
     return network
 
 
-def _check_crop(name: str, crop_size: Sequence[int], divisor: Sequence[int]) -> None:
-    if any(size % step for size, step in zip(crop_size, divisor, strict=True)):
+def with_img_size(name: str, args: Mapping[str, Any] | None, image_size: int | Sequence[int] | None) -> dict[str, Any]:
+    """The backbone's arguments; those of a ``unetr`` with ``image_size`` for ``img_size`` where that is not given."""
+    sized = {"img_size": image_size} if name == "unetr" and image_size is not None else {}
+    return sized | dict(args or {})
+
+
+def _check_crop(name: str, network: nn.Module, crop_size: Sequence[int], divisor: Sequence[int]) -> None:
+    if name not in PADDING and any(size % step for size, step in zip(crop_size, divisor, strict=True)):
         raise ValueError(f"crop_size: {name} needs multiples of {tuple(divisor)}, got {tuple(crop_size)}.")
+    normalises = any(isinstance(module, INSTANCE_NORMS) for module in network.modules())
+    if name != "unetr" and normalises and all(size < 2 * step for size, step in zip(crop_size, divisor, strict=True)):
+        raise ValueError(
+            f"crop_size: {name} leaves one voxel of crops of {tuple(crop_size)}, which its instance norms cannot "
+            f"normalise; expected {tuple(2 * step for step in divisor)} or more along one axis, or other norms or "
+            "strides in backbone_args."
+        )
 
 
 def build_backbone(

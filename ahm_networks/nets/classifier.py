@@ -13,7 +13,7 @@ from monai.networks.nets import DenseNet121, DynUNet, SegResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ahm_networks.nets.backbones import build_backbone
+from ahm_networks.nets.backbones import build_backbone, with_img_size
 from ahm_networks.nets.checks import check_image, check_room
 from ahm_networks.nets.encoders import drop_decoder, encoder_channels, encoder_features
 from ahm_networks.nets.padding import pad_to_multiples
@@ -179,9 +179,7 @@ def classifier_network(
         raise ValueError(f"name: expected one of {', '.join(CLASSIFIERS)}, got {name!r}.")
     given = dict(backbone_args or {})
     if name == "encoder":
-        if backbone == "unetr" and image_size is not None:
-            given = {"img_size": image_size} | given
-        args |= {"backbone": backbone, "backbone_args": given}
+        args |= {"backbone": backbone, "backbone_args": with_img_size(backbone, given, image_size)}
     elif backbone != "unet" or given:
         raise ValueError(f"backbone: {name} has none, got {backbone!r} with {given}; only 'encoder' takes one.")
     return CLASSIFIERS[name](spatial_dims, in_channels, num_classes, **args)

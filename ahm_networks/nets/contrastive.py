@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from monai.networks.layers.factories import Conv, Pool
 from torch import Tensor, nn
 
-from ahm_networks.nets.backbones import build_backbone
+from ahm_networks.nets.backbones import build_backbone, with_img_size
 from ahm_networks.nets.checks import check_image
 from ahm_networks.nets.encoders import drop_decoder, encoder_channels, encoder_features
 from ahm_networks.nets.padding import pad_to_multiples
@@ -28,9 +28,11 @@ class ContrastiveEncoder(nn.Module):
         spatial_dims: 2 or 3.
         in_channels: image channels.
         backbone: ``unet``, ``basicunet``, ``dynunet``, ``segresnet``, ``swinunetr``, ``unetr`` or ``contextunet``.
-        backbone_args: overrides for the backbone's arguments. ``unetr`` needs ``img_size``.
+        backbone_args: overrides for the backbone's arguments.
         projection_size: length of the vector that comes out.
         hidden_size: width of the head; ``None`` takes the channels of the last feature map.
+        image_size: of the largest images; a ``unetr``, which needs it, takes it for ``img_size`` where
+            ``backbone_args`` have none.
 
     Raises:
         ValueError: for an unknown backbone or backbone argument, or a size below 1.
@@ -51,9 +53,11 @@ class ContrastiveEncoder(nn.Module):
         backbone_args: Mapping[str, Any] | None = None,
         projection_size: int = 128,
         hidden_size: int | None = None,
+        image_size: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        divisor, network = build_backbone(backbone, spatial_dims, in_channels, in_channels, backbone_args or {})
+        args = with_img_size(backbone, backbone_args, image_size)
+        divisor, network = build_backbone(backbone, spatial_dims, in_channels, in_channels, args)
         channels = encoder_channels(network)[-1]
         hidden_size = channels if hidden_size is None else hidden_size
         if min(projection_size, hidden_size) < 1:

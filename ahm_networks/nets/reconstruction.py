@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ahm_networks.nets.backbones import build_backbone
+from ahm_networks.nets.backbones import build_backbone, with_img_size
 from ahm_networks.nets.checks import check_room, checked_mask
 from ahm_networks.nets.padding import pad_to_multiples
 
@@ -31,8 +31,10 @@ class ReconstructionUNet(nn.Module):
         fill: what stands in for hidden voxels: ``zero``, ``mean`` of the image's visible voxels, or a learned
             ``token``, one number per channel.
         mask_channel: whether the mask is given to the network as a further channel.
-        backbone_args: overrides for the named backbone's arguments. ``unetr`` needs ``img_size``;
-            ``deep_supervision`` of a ``dynunet`` is left to labels and stays off here.
+        backbone_args: overrides for the named backbone's arguments. ``deep_supervision`` of a ``dynunet`` is left to
+            labels and stays off here.
+        image_size: of the largest images; a ``unetr``, which needs it, takes it for ``img_size`` where
+            ``backbone_args`` have none.
 
     Raises:
         ValueError: for an unknown backbone or fill.
@@ -52,6 +54,7 @@ class ReconstructionUNet(nn.Module):
         fill: str = "zero",
         mask_channel: bool = False,
         backbone_args: Mapping[str, Any] | None = None,
+        image_size: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if fill not in FILLS:
@@ -66,7 +69,7 @@ class ReconstructionUNet(nn.Module):
         self.divisor: tuple[int, ...] = (1,) * spatial_dims
         if isinstance(backbone, str):
             seen = in_channels + mask_channel
-            args = dict(backbone_args or {})
+            args = with_img_size(backbone, backbone_args, image_size)
             if backbone == "dynunet":
                 args["deep_supervision"] = False
             self.divisor, backbone = build_backbone(backbone, spatial_dims, seen, in_channels, args)

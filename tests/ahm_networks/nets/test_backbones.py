@@ -6,9 +6,10 @@ from __future__ import annotations
 import pytest
 import torch
 from monai.networks.nets import UNETR, BasicUNet, DynUNet, SegResNet, SwinUNETR, UNet
+from monai.utils import ensure_tuple_rep
 
 from ahm_networks import ReconstructionUNet
-from ahm_networks.nets import ContextUNet
+from ahm_networks.nets import ContextUNet, ContrastiveEncoder
 from ahm_networks.nets.backbones import BACKBONES, backbone_network, build_backbone
 
 KINDS = {
@@ -65,6 +66,39 @@ def test_unetr_takes_the_crop_size_for_its_own(crop_size, grid):
     assert backbone_network("unetr", 2, 1, 1, crop_size=crop_size, **small).feat_size == grid
     with pytest.raises(ValueError, match="crop_size: unetr needs multiples of"):
         backbone_network("unetr", 2, 1, 1, crop_size=crop_size, img_size=64, **small)
+
+
+def test_pretraining_takes_the_size_of_the_images_for_a_unetr():
+    small = {"hidden_size": 12, "mlp_dim": 16, "num_heads": 2}
+    assert ReconstructionUNet(2, backbone="unetr", backbone_args=small, image_size=32).divisor == (32, 32)
+    given = ReconstructionUNet(2, backbone="unetr", backbone_args=small | {"img_size": 48}, image_size=32)
+    assert given.divisor == (48, 48)
+    network = ContrastiveEncoder(2, backbone="unetr", backbone_args=small, image_size=(32, 48))
+    assert network(torch.rand(2, 1, 32, 48)).shape == (2, 128)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "size"),
+    [("unet", {}, 16), ("basicunet", {}, (16, 24)), ("dynunet", {}, 16), ("swinunetr", {"feature_size": 12}, 32)],
+)
+def test_crops_that_leave_one_voxel_to_instance_norms_are_refused(name, args, size):
+    with pytest.raises(
+        ValueError, match=rf"crop_size: {name} leaves one voxel .*; expected \((32, 32|64, 64)\) or more along one axis"
+    ):
+        backbone_network(name, 2, 1, 1, crop_size=size, **args)
+    height, width = ensure_tuple_rep(size, 2)
+    with pytest.raises(ValueError, match="more than 1 spatial element"):
+        backbone_network(name, 2, 1, 1, **args)(torch.rand(2, 1, height, width))
+    larger = backbone_network(name, 2, 1, 1, crop_size=(2 * height, width), **args)
+    assert larger(torch.rand(2, 1, 2 * height, width)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "args"), [("segresnet", {"blocks_down": [1] * 5, "blocks_up": [1] * 4}), ("unet", {"norm": "batch"})]
+)
+def test_other_norms_take_one_voxel(name, args):
+    network = backbone_network(name, 2, 1, 1, crop_size=16, **args)
+    assert network(torch.rand(2, 1, 16, 16)).isfinite().all()
 
 
 class TestErrors:
