@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ahm_networks.maskers.base import Decision, Masker
 from ahm_networks.maskers.borrowed import BorrowedNetwork
 from ahm_networks.rl.functional import rank_reward
-from ahm_networks.rl.schedules import LinearSchedule
+from ahm_networks.rl.schedules import LinearSchedule, check_ends
 from ahm_transforms.masking.functional import choose_cells, image_to_cells
 
 __all__ = ["TeacherErrorMasker"]
@@ -54,7 +54,7 @@ class TeacherErrorMasker(Masker):
         **kwargs: ``foreground_threshold`` and ``seed`` of :class:`Masker`.
 
     Raises:
-        ValueError: for decays outside [0, 1) or another number of passes.
+        ValueError: for decays other than two numbers in [0, 1], or another number of passes.
 
     Example:
         >>> from ahm_networks import ReconstructionUNet
@@ -80,12 +80,10 @@ class TeacherErrorMasker(Masker):
         **kwargs: Any,
     ) -> None:
         super().__init__(spatial_dims, patch_size, mask_ratio, **kwargs)
-        if not all(0.0 <= d < 1.0 for d in decay):
-            raise ValueError(f"decay: expected two numbers in [0, 1), got {decay!r}.")
         if passes not in (1, 2):
             raise ValueError(f"passes: expected 1 or 2, got {passes!r}.")
         self.in_channels = in_channels
-        self.decay = LinearSchedule(*decay, end=RAMP)
+        self.decay = LinearSchedule(*check_ends("decay", decay, 0, 1), end=RAMP)
         self.passes = passes
         self.error = error or _absolute_difference
         self.amp_dtype = amp_dtype

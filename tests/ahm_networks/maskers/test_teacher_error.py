@@ -334,8 +334,9 @@ def test_with_a_u_net_on_images_of_any_size(dims: int, ratio: float) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"decay": (0.9, 1.0)}, r"decay: expected two numbers in \[0, 1\), got \(0.9, 1.0\)"),
-        ({"decay": (-0.1, 0.9)}, r"decay: expected two numbers in \[0, 1\)"),
+        ({"decay": (0.9, 1.1)}, r"decay: expected two numbers in \[0, 1\], got \(0.9, 1.1\)"),
+        ({"decay": 0.9}, r"decay: expected two numbers in \[0, 1\], got 0.9"),
+        ({"decay": (-0.1, 0.9)}, r"decay: expected two numbers in \[0, 1\], got \(-0.1, 0.9\)"),
         ({"passes": 0}, "passes: expected 1 or 2, got 0"),
         ({"passes": 3}, "passes: expected 1 or 2, got 3"),
     ],
