@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ class MaskedEvaluator(SupervisedEvaluator):
 
     The uniform masks are the same in every epoch, and for every masker of the same patch size, ratio and foreground
     threshold, so their scores compare networks; the key metric is ``random_psnr``. The masker's own mask tells what
-    the masker has learned. Metrics, means over images:
+    the masker has learned. Metrics, means over the images in which something is hidden, NaN where there are none:
 
     - ``psnr``, ``ssim``: hidden voxels under the masker's mask, in dB and in [-1, 1].
     - ``random_psnr``, ``random_ssim``: the same under uniform masks.
@@ -97,6 +98,7 @@ class MaskedEvaluator(SupervisedEvaluator):
             postprocessing=postprocessing,
             key_val_metric={STATS: StatsAverage()},
             additional_metrics=additional_metrics,
+            metric_cmp_fn=lambda now, best: now > best or math.isnan(best),
             event_names=[MaskedEvents],
             amp=amp,
             decollate=False,
@@ -164,13 +166,16 @@ class MaskedEvaluator(SupervisedEvaluator):
             ("", output[MaskedKeys.PRED], decision.mask),
             ("random_", output[MaskedKeys.RANDOM_PRED], uniform.mask),
         ):
-            stats[f"{name}psnr"] = hidden_psnr(pred, image, mask, data_range=self.data_range)
-            stats[f"{name}ssim"] = hidden_ssim(pred, image, mask, data_range=self.data_range)
+            some = mask.flatten(1).any(1)
+            stats[f"{name}psnr"] = hidden_psnr(pred, image, mask, data_range=self.data_range)[some]
+            stats[f"{name}ssim"] = hidden_ssim(pred, image, mask, data_range=self.data_range)[some]
         random_error = (output[MaskedKeys.RANDOM_PRED] - image).abs().mean(1, keepdim=True)
         chosen = masked_mean(output[MaskedKeys.ERROR].flatten(1), decision.mask.flatten(1))
-        stats["hardness"] = chosen / masked_mean(random_error.flatten(1), uniform.mask.flatten(1)).clamp_min(1e-8)
+        hardness = chosen / masked_mean(random_error.flatten(1), uniform.mask.flatten(1)).clamp_min(1e-8)
+        some = decision.mask.flatten(1).any(1)
+        stats["hardness"] = hardness[some & uniform.mask.flatten(1).any(1)]
         foreground = image.amax(1, keepdim=True) > self.foreground_threshold
-        stats["foreground_share"] = hidden_fraction(foreground, within=decision.mask)
+        stats["foreground_share"] = hidden_fraction(foreground, within=decision.mask)[some]
         if decision.policy_map is not None:
             error = image_to_cells(random_error, self.masker.patch_size).flatten(1)
             stats["rank_correlation"] = rank_correlation(
@@ -204,6 +209,6 @@ class StatsAverage(Metric):
         """Average."""
         means = {}
         for name, total in self._sums.items():
-            count = idist.all_reduce(float(self._counts[name]))
-            means[name] = float(idist.all_reduce(total)) / float(count)
+            count = float(idist.all_reduce(float(self._counts[name])))
+            means[name] = float(idist.all_reduce(total)) / count if count else math.nan
         return means

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from ahm_engines.evaluator import MaskedEvaluator
 from ahm_engines.events import MaskedEvents, MaskedKeys
 from ahm_engines.losses import MaskedLoss
+from ahm_engines.metrics import hidden_psnr
 from ahm_networks.maskers import (
     ActorCriticMasker,
     CurriculumMasker,
@@ -182,6 +184,27 @@ def test_metrics_are_means_over_images_not_over_batches() -> None:
     psnr = torch.cat([output[MaskedKeys.STATS]["psnr"] for output in outputs])
     assert len(psnr) == 6
     assert evaluator.state.metrics["psnr"] == pytest.approx(float(psnr.mean()))
+
+
+def test_images_in_which_nothing_is_hidden_do_not_count() -> None:
+    image = torch.rand(3, 1, 16, 16)
+    image[1] = 0.0
+    image[1, :, 0, 0] = 1.0  # one cell of foreground, of which a ratio below a half hides nothing
+    masker = UniformMasker(2, PATCH, 0.4, foreground_threshold=0.0)
+    assert masker(image).mask.flatten(1).any(1).tolist() == [True, False, True]
+    names = ("psnr", "ssim", "random_psnr", "random_ssim", "hardness", "foreground_share")
+    evaluator = MaskedEvaluator("cpu", [{"image": image}], zero_fill(), masker)
+    evaluator.run()
+    output = evaluator.state.output
+    assert [len(output[MaskedKeys.STATS][name]) for name in names] == [2] * 6
+    psnr = hidden_psnr(output[MaskedKeys.PRED], image, output[MaskedKeys.MASK])
+    assert evaluator.state.metrics["psnr"] == pytest.approx(float(psnr[[0, 2]].mean()))
+    nothing = MaskedEvaluator("cpu", [{"image": image[1:2]}], zero_fill(), masker)
+    nothing.run()
+    assert all(math.isnan(nothing.state.metrics[name]) for name in names)
+    nothing.masker.mask_ratio = 0.6
+    nothing.run(2)
+    assert nothing.state.best_metric_epoch == 2 and nothing.state.best_metric == nothing.state.metrics["random_psnr"]
 
 
 def test_key_metric_is_random_psnr_and_the_best_is_kept() -> None:
