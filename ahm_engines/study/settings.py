@@ -50,7 +50,11 @@ class Arm:
 
     def finetunes_like(self, other: Arm) -> bool:
         """Whether both finetune the same network at the same spacing, so that their scores can be compared."""
-        return all(self.finetune.get(key) == other.finetune.get(key) for key in NETWORK)
+        return self._network() == other._network()
+
+    def _network(self) -> dict[str, Any]:
+        """Options of finetuning that decide its network, with single entries such as ``architecture_args#head``."""
+        return {key: value for key, value in self.finetune.items() if key.split("#")[0] in NETWORK and value is not None}
 
 
 def scratch_like(arm: Arm, arms: Mapping[str, Arm]) -> list[str]:

@@ -129,6 +129,9 @@ def test_an_arm_is_compared_with_scratch_of_its_own_network(caplog: pytest.LogCa
     own = {"pretrain": {"masker": "a3c"}, "finetune": {"backbone": "unetr", "backbone_args": {}}}
     arms = read(arms={"scratch": {}, "scratch_unetr": {}, "mine": own}).arms
     assert arms["mine"].compare_with == ["scratch_unetr"] and not caplog.text
+    headed = {"pretrain": {"masker": "a3c"}, "finetune": {"architecture_args#head": "stages"}}
+    arms = read(arms={"scratch": {}, "scratch_headed": {"finetune": headed["finetune"]}, "mine": headed}).arms
+    assert arms["mine"].compare_with == ["scratch_headed"] and not caplog.text
     assert read(arms=["random", "a3c"]).arms["a3c"].compare_with == ["random"] and not caplog.text
     assert read(arms=["scratch", "mae"]).arms["mae"].compare_with == []
     assert "arm 'mae' is compared with no other arm" in caplog.text
