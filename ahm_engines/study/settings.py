@@ -54,7 +54,9 @@ class Arm:
 
     def _network(self) -> dict[str, Any]:
         """Options of finetuning that decide its network, with single entries such as ``architecture_args#head``."""
-        return {key: value for key, value in self.finetune.items() if key.split("#")[0] in NETWORK and value is not None}
+        return {
+            key: value for key, value in self.finetune.items() if key.split("#")[0] in NETWORK and value is not None
+        }
 
 
 def scratch_like(arm: Arm, arms: Mapping[str, Arm]) -> list[str]:

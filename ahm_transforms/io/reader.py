@@ -13,6 +13,7 @@ from monai.config import KeysCollection, PathLike
 from monai.data import ImageReader, ITKReader, MetaTensor, NibabelReader, PILReader
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
+from PIL.TiffImagePlugin import TiffImageFile
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,6 +24,7 @@ IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 # What the transforms need. All else stays in the file: a DICOM header holds names, dates and numbers of patients.
 _META_KEYS = ("affine", "original_affine", "spatial_shape", "space", "original_channel_dim")
 # How a picture is stored says little about what it shows: palettes, bitmaps and transparency become grey or colour.
+SUBFILE_TYPE, SMALLER_COPY = 254, 1  # TIFF 6.0, NewSubfileType: bit 0 marks a copy of another page in lower resolution
 _PLAIN_MODES = {"1": "L", "LA": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
 
 
@@ -31,7 +33,8 @@ class CaseReader(ImageReader):
 
     Pass it to `LoadImaged` as ``reader=CaseReader()``. A list of files is one volume, slice by slice in the order
     given; rescale slope and intercept are applied and the affine is that of MONAI's `ITKReader`. A TIFF must have a
-    single page. Of the metadata only geometry is kept, so that nothing that names a patient travels with the image. ITK
+    single page; smaller copies of it do not count. Of the metadata only geometry is kept, so that nothing that names a
+    patient travels with the image. ITK
     is imported when DICOM is read.
 
     Example:
@@ -126,10 +129,17 @@ def has_suffix(path: PathLike, suffixes: Sequence[str]) -> bool:
 
 
 def _only_page(picture: Image) -> Image:
-    pages = getattr(picture, "n_frames", 1) if picture.format == "TIFF" else 1  # a JPEG may hold previews of itself
-    if pages > 1:
+    if not isinstance(picture, TiffImageFile):  # a JPEG may hold previews of itself
+        return picture
+    pages = []
+    for page in range(picture.n_frames):
+        picture.seek(page)
+        if not picture.tag_v2.get(SUBFILE_TYPE, 0) & SMALLER_COPY:
+            pages.append(page)
+    if len(pages) != 1:
         name = Path(getattr(picture, "filename", "")).name
-        raise ValueError(f"{name} has {pages} pages, expected one: save a file per page, or a volume as NIfTI.")
+        raise ValueError(f"{name} has {len(pages)} pages, expected one: save a file per page, or a volume as NIfTI.")
+    picture.seek(pages[0])
     return picture
 
 

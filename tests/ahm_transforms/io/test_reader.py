@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from monai.transforms import EnsureChannelFirst, LoadImage
 from PIL import Image
+from PIL.TiffImagePlugin import AppendingTiffWriter
 
 from ahm_transforms.io import BadCasesError, CaseReader, LoadCased, load_cases, load_image
 from ahm_transforms.io.reader import LabelReader
@@ -62,6 +63,17 @@ def test_a_picture_of_several_pages_is_refused(tmp_path: Path, reader: CaseReade
 def test_previews_in_a_photograph_are_no_pages(tmp_path: Path) -> None:
     write_pages(tmp_path / "a.jpg", 2, format="MPO")
     assert load_image(tmp_path / "a.jpg").shape == (4, 6)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0), (1, 0, 1)])
+def test_thumbnails_in_a_tiff_are_no_pages(tmp_path: Path, order: tuple[int, ...]) -> None:
+    with AppendingTiffWriter(str(tmp_path / "a.tif"), True) as writer:
+        for smaller in order:
+            side = 4 if smaller else 8
+            Image.fromarray(np.full((side, side), 10 * side, np.uint8)).save(writer, "TIFF", tiffinfo={254: smaller})
+            writer.newFrame()
+    image = load_image(tmp_path / "a.tif")
+    assert image.shape == (8, 8) and image.unique().tolist() == [80.0]
 
 
 def test_a_picture_of_several_pages_is_a_bad_case(tmp_path: Path) -> None:
