@@ -102,6 +102,10 @@ class ResampleToSpacing(InvertibleTransform):
 def _interpolate(values: torch.Tensor, zoom: np.ndarray, mode: str) -> torch.Tensor:
     """Interpolate [C, *S], output voxel i at (i + 0.5) / zoom - 0.5, edge values beyond the border."""
     dims = values.ndim - 1
+    if mode != "nearest":
+        # interpolate() copies an axis that keeps its number of voxels, even where they come to lie closer together
+        for axis in np.flatnonzero((zoom != 1) & (np.floor(zoom * values.shape[1:]) == values.shape[1:])):
+            values, zoom = _resample_axis(values, int(axis) + 1, zoom[axis]), np.where(np.arange(dims) == axis, 1, zoom)
     # Images from disk vary fastest along their first axis; with the axes turned round they are contiguous.
     turned = values.permute(0, *range(dims, 0, -1))
     factor = tuple(float(z) * (1 + 1e-12) for z in zoom[::-1])  # interpolate() rounds the size down
@@ -111,3 +115,13 @@ def _interpolate(values: torch.Tensor, zoom: np.ndarray, mode: str) -> torch.Ten
         turned.unsqueeze(0), scale_factor=factor, recompute_scale_factor=False, **options
     )
     return out.squeeze(0).permute(0, *range(dims, 0, -1))
+
+
+def _resample_axis(values: torch.Tensor, axis: int, zoom: float) -> torch.Tensor:
+    """Interpolate along one axis that keeps its number of voxels, from its beginning."""
+    size = values.shape[axis]
+    at = ((torch.arange(size, dtype=torch.float64, device=values.device) + 0.5) / zoom - 0.5).clamp(0, size - 1)
+    below = at.long()
+    above = (below + 1).clamp(max=size - 1)
+    weight = (at - below).to(values.dtype).reshape(-1, *[1] * (values.ndim - 1 - axis))
+    return torch.lerp(values.index_select(axis, below), values.index_select(axis, above), weight)

@@ -19,7 +19,7 @@ def image(shape: tuple[int, ...] = (20, 24, 12), affine: np.ndarray = FLIPPED, c
 
 
 @pytest.mark.parametrize("affine", [FLIPPED, OBLIQUE])
-@pytest.mark.parametrize("spacing", [1.0, 2.0, (1.0, 2.5, 0.7), (0.0, 1.0, -1.0)])
+@pytest.mark.parametrize("spacing", [1.0, 2.0, (1.0, 2.5, 0.7), (0.0, 1.0, -1.0), (1.45, 2.0, 2.9), (1.45, 1.48, 2.9)])
 def test_values_are_those_of_monai_on_the_same_grid(affine: np.ndarray, spacing: float | tuple) -> None:
     img = image(affine=affine, channels=2)
     ours = ResampleToSpacing(spacing)(img)
