@@ -48,24 +48,25 @@ def trained_patients(checkpoint: str | Path) -> set[str]:
     return set(read_json(path, "patients")[TRAINED_ON]) if path.is_file() else set()
 
 
-def warn_of_trained_patients(checkpoint: str | Path, cases: Sequence[Mapping[str, Any]], part: str) -> None:
-    """Log a warning when cases that are scored belong to patients who were trained on.
+def warn_of_trained_patients(checkpoint: str | Path | None, cases: Sequence[Mapping[str, Any]], part: str) -> None:
+    """Log a warning when cases that are scored belong to patients who were trained on, or pretrained on.
 
     It is no error, as patients of other data may have the same names.
 
     Args:
-        checkpoint: that is scored; nothing is said where it is not known whom it was trained on.
+        checkpoint: that is scored, or that training starts from; nothing is said without one, and where it is not
+            known whom it was trained on.
         cases: those that are scored.
         part: which they are; those of ``training`` are meant to be such.
     """
+    if checkpoint is None:
+        return
     patients = patient_hashes(cases)
     known = len(trained_patients(checkpoint).intersection(patients))
     if known and part != "training":
         logger.warning(
-            "%d of %d %s patients have names of patients whom the checkpoint was trained on; if they are the same, "
-            "their scores say nothing about others. The split changes with the cases in a folder: score the folder as "
-            "it was in training, or fix the parts in a datalist.",
-            known,
-            len(patients),
-            part,
+            "%d of %d %s patients have names of patients whom %s was trained on; if they are the same, their scores "
+            "say nothing about others. The split changes with the cases in a folder, and follows the classes where there "
+            "are such: take the same cases as in training, or fix the parts in a datalist.",
+            *(known, len(patients), part, Path(checkpoint).name),
         )

@@ -36,7 +36,7 @@ def test_patients_who_were_trained_on_are_counted(tmp_path: Path, caplog: pytest
     warn_of_trained_patients(tmp_path / "model.pt", cases_of("b", "c", "d"), part)
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert record.getMessage().startswith(f"2 of 3 {part} patients have names of patients whom the checkpoint was")
+    assert record.getMessage().startswith(f"2 of 3 {part} patients have names of patients whom model.pt was")
     assert "a datalist" in record.getMessage()
 
 
@@ -48,4 +48,5 @@ def test_nothing_else_is_worth_a_warning(
 ) -> None:
     write_trained_patients(tmp_path / "model.pt", patient_hashes(cases_of(*patients)))
     warn_of_trained_patients(tmp_path / "model.pt", cases_of("a"), part)
+    warn_of_trained_patients(None, cases_of("a"), "test")
     assert caplog.records == [] and len(trained_patients(tmp_path / "model.pt")) == len(patients)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,16 @@ def test_pretraining_keeps_away_from_the_same_test_patients(pairs_of_scans: Path
     assert len(patients(labelled.test)) == 3
     assert patients(unlabelled.test) == patients(labelled.test)
     assert not patients(unlabelled.training + unlabelled.validation) & patients(labelled.test)
+
+
+def test_patients_for_testing_who_were_pretrained_on_are_told(
+    volumes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(volumes, tmp_path / "first")
+    options = {"test_fraction": 0.5, "val_fraction": 0.2, "pretrained": str(tmp_path / "first/models/model.pt")}
+    assert "patients whom" not in caplog.text
+    train(volumes, tmp_path / "second", **options)
+    assert re.search(r"[1-9] of \d test patients have names of patients whom model.pt was trained on", caplog.text)
 
 
 def test_loss_that_is_not_finite_ends_the_run_with_nothing_saved(volumes: Path, tmp_path: Path) -> None:
