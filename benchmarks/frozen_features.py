@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from monai.utils import set_determinism
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ahm_engines.study.cells import BEST
+from ahm_engines.study.cells import BEST, Cell
 from ahm_engines.study.finished import PRETRAIN, Finished, read_finished
 from ahm_engines.study.statistics import judge, mean_and_sd, paired_bootstrap
 from ahm_engines.trained import trained_settings
@@ -62,9 +63,7 @@ def scores(study: Finished, fraction: float, seed: int, part: str) -> dict[str, 
     cells = {cell.arm: cell for cell in study.planned() if cell.stage == PRETRAIN and cell.seed == seed}
     if not cells:
         raise SystemExit(f"{study.folder}: expected an arm that is pretrained, got {', '.join(study.arms)}.")
-    models = {
-        name: _weights(study.folder / cells[name].folder / "models" / BEST) for name in study.arms if name in cells
-    }
+    models = {name: _weights(study, cells[name]) for name in study.arms if name in cells}
     settings = trained_settings(next(iter(models.values())))
     told = json.loads((study.folder / "study.json").read_text(encoding="utf-8"))
     asked = {each: ASKED[study.task](told, cases[each], settings, seed) for each in ("training", part)}
@@ -87,14 +86,21 @@ def report(study: Finished, found: dict[int, dict[str, float]], fraction: float)
     for name in arms:
         references = [UNTRAINED, *study.arms[name].compare_with] if name in study.arms else []
         for other in (each for each in references if each in values):
-            pairs = [values[name][seed] - values[other][seed] for seed in values[name] if seed in values[other]]
+            both = [values[name][seed] - values[other][seed] for seed in values[name] if seed in values[other]]
+            pairs = [gain for gain in both if math.isfinite(gain)]
+            if len(pairs) < len(both):
+                print(f"{name} - {other}: {len(both) - len(pairs)} seed(s) left out, a class is absent there")
+            if not pairs:
+                continue
             gain = paired_bootstrap(pairs)
             print(f"{name} - {other}: {gain.mean:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}] {judge(gain).value}")
     print(json.dumps(values))
 
 
-def _weights(path: Path) -> Path:
-    if not path.is_file():
+def _weights(study: Finished, cell: Cell) -> Path:
+    """The weights of a pretraining that has ended: one that goes on has some as well."""
+    path = study.folder / cell.folder / "models" / BEST
+    if not path.is_file() or cell not in [row.cell for row in study.done(PRETRAIN, cell.arm)]:
         raise SystemExit(f"{path}: no such file; let the study finish its pretrainings.")
     return path
 

@@ -66,7 +66,7 @@ def warn_of_trained_patients(checkpoint: str | Path | None, cases: Sequence[Mapp
     if known and part != "training":
         logger.warning(
             "%d of %d %s patients have names of patients whom %s was trained on; if they are the same, their scores "
-            "say nothing about others. The split changes with the cases in a folder, and follows the classes where there "
-            "are such: take the same cases as in training, or fix the parts in a datalist.",
+            "say nothing about others. The split changes with the cases in a folder, and with their classes: take the "
+            "same cases as in training, or fix the parts in a datalist.",
             *(known, len(patients), part, Path(checkpoint).name),
         )

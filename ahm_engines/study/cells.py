@@ -145,6 +145,8 @@ def make_job(
     datalist = splits.pretrain[cell.seed] if cell.fraction is None else splits.finetune[cell.fraction, cell.seed]
     own = {**study.pretrain, **(arm.pretrain or {})} if pretraining else _finetuning(study, arm)
     common = {key: study.data[key] for key in COMMON if key in study.data}
+    if pretraining and "skip_bad" in study.data:
+        common["skip_bad"] = study.data["skip_bad"]  # smaller than a patch is bad only there
     options = {**common, **own, "max_epochs": epochs, "seed": cell.seed}
     paths = {
         "dataset_dir": study.data.get("dataset_dir") or str(Path(study.data["datalist"]).parent),
@@ -174,9 +176,26 @@ def check_options(study: Study, bundles: Path) -> None:
         bundle = _bundle(stage, study, bundles)
         known = _entries(bundle, ["train.json"])
         _expect_entries(stage, getattr(study, stage), known, bundle)
+        _refuse_decided(stage, getattr(study, stage))
         for name, arm in study.arms.items():
             more = _entries(bundle, arm.overlays) if stage == "pretrain" else set()
             _expect_entries(f"arms.{name}.{stage}", getattr(arm, stage) or {}, known | more, bundle)
+            _refuse_decided(f"arms.{name}.{stage}", getattr(arm, stage) or {})
+
+
+# What a study decides itself, and where it is told.
+DECIDED = {
+    **dict.fromkeys(("seed", "split_seed", "label_fraction"), "seeds"),
+    **{name: name for name in ("val_fraction", "test_fraction")},
+    **{name: f"data.{name}" for name in ("dataset_dir", "labels_dir", "datalist", "classes", "skip_bad")},
+    **dict.fromkeys(("output_dir", "resume"), "--output_dir"),
+    "pretrained": "arms",
+}
+
+
+def _refuse_decided(where: str, options: Mapping[str, Any]) -> None:
+    for name in DECIDED.keys() & options:
+        raise ValueError(f"{where}: {name} is decided by the study for every run; give it as {DECIDED[name]}.")
 
 
 def _bundle(stage: str, study: Study, bundles: Path) -> Path:

@@ -41,6 +41,7 @@ STYLE = {
     "lines.linewidth": 1.2,
     "lines.markersize": 4,
     "legend.frameon": False,
+    "text.parse_math": False,  # titles may hold dollar signs
     "pdf.fonttype": 42,  # letters stay letters, as journals ask
     "figure.facecolor": "white",
 }

@@ -21,6 +21,7 @@ from ahm_engines.study.statistics import Verdict, running_mean
 __all__ = ["draw_differences", "draw_label_fractions", "draw_learning_curves"]
 
 ACROSS = 3  # panels in a row
+FORESTS = 4  # panels side by side that share their names
 
 
 @in_style
@@ -110,7 +111,7 @@ def draw_differences(study: Finished, comparisons: Sequence[Comparison]) -> Figu
         return None
     places = _forest_places(comparisons)
     lines = max(place for place, _ in places.values()) + 1
-    figure, axes = _panels(len(fractions), height=0.55 + 0.16 * lines, sharey=True, across=len(fractions))
+    figure, axes = _panels(len(fractions), height=0.55 + 0.16 * lines, sharey=True, across=FORESTS)
     styles, shown = arm_styles(study), quantity(study.key_metric)
     for fraction, axis in zip(fractions, axes, strict=True):
         axis.axvline(0.0, color="0.4", lw=0.7, zorder=0)
@@ -118,11 +119,13 @@ def draw_differences(study: Finished, comparisons: Sequence[Comparison]) -> Figu
             if comparison.fraction == fraction and comparison.differences:
                 place = places[comparison.arm, comparison.reference][0]
                 _forest_line(axis, comparison, place, shown.factor, styles[comparison.arm])
-        axis.set(title=_title(study, fraction), xlabel=_forest_unit(study))
-        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.set(title=_title(study, fraction))
+        axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.tick_params(axis="y", length=0)
         axis.spines["left"].set_visible(False)
-    _forest_names(axes[0], study, places, styles)
+    for axis in axes[::FORESTS]:
+        _forest_names(axis, study, places, styles)
+    figure.supxlabel(_forest_unit(study), size=TEXT)
     return figure
 
 

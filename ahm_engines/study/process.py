@@ -113,11 +113,15 @@ def _scores(folder: Path) -> dict[str, float]:
 
 
 def _one_line(error: BaseException) -> str:
-    """What went wrong, without the errors about configuration files that MONAI wraps it in."""
+    """What went wrong, without the errors about configuration files that MONAI wraps it in.
+
+    Further lines are lists of files, and stay in the log: results and reports are handed on.
+    """
     while error.__cause__ is not None and str(error).startswith("Failed to "):
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(lines)}"[:500]
+    more = f" ({len(lines) - 1} more lines in {LOG})" if len(lines) > 1 else ""
+    return f"{type(error).__name__}: {''.join(lines[:1])}"[:500] + more
 
 
 def _write_output_to(path: Path) -> None:

@@ -68,13 +68,15 @@ def read_study(
         layers += [asked, here]
     if config:
         layers.append(_read(Path(config)))
-    layers = [_sized(layer, size) for layer in layers]
-    layers += [_nested(key.split("."), value) for key, value in (changes or {}).items() if not key.startswith(OF_ARM)]
-    content: dict[str, Any] = {}
-    for layer in layers:
-        content = _merged(content, layer)
-    content.setdefault("name", "-".join(word for word in (preset or "study", ablation, size) if word))
     try:
+        layers = [_sized(layer, size) for layer in layers]
+        layers += [
+            _nested(key.split("."), value) for key, value in (changes or {}).items() if not key.startswith(OF_ARM)
+        ]
+        content: dict[str, Any] = {}
+        for layer in layers:
+            content = _merged(content, layer)
+        content.setdefault("name", "-".join(word for word in (preset or "study", ablation, size) if word))
         of_arms = {key.removeprefix(OF_ARM): value for key, value in (changes or {}).items() if key.startswith(OF_ARM)}
         content["arms"] = _arms([layer["arms"] for layer in layers if "arms" in layer], of_arms)
         return _study(content, Path(data_dir) if data_dir else None)
@@ -100,6 +102,8 @@ def _arms(layers: Sequence[Sequence[str] | Mapping[str, Any]], changes: Mapping[
     known = _load(ARMS)
     entries: Mapping[str, Any] = {}
     for layer in layers:
+        if isinstance(layer, str):
+            raise ValueError(f"arms: expected a list of names or definitions by name, got {layer!r}.")
         entries = layer if isinstance(layer, Mapping) else {name: {} for name in layer}
         known = _with_definitions(known, entries)
     for key, value in changes.items():
@@ -118,6 +122,8 @@ def _references(name: str, arms: Mapping[str, Arm], entry: Mapping[str, Any]) ->
     is compared with this one.
     """
     arm = arms[name]
+    if isinstance(arm.compare_with, str):
+        raise ValueError(f"arms.{name}.compare_with: expected a list of arms, got {arm.compare_with!r}.")
     if "compare_with" in entry:
         return list(arm.compare_with or [])
     found = [other for other in arm.compare_with or [] if other in arms and other != name]

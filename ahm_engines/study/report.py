@@ -91,6 +91,9 @@ def _draw(study: Finished, comparisons: Sequence[Comparison]) -> tuple[dict[str,
             files += save_figure(figure, folder, name)
             width = float(figure.get_size_inches()[0])
             pictures[name] = Picture(f"figures/{name}.png", CAPTIONS[name], width)
+        else:
+            for stale in folder.glob(f"{name}.*"):
+                stale.unlink()
     return pictures, files
 
 

@@ -127,6 +127,7 @@ class StudyRun:
         self.results = Results(folder / "results.csv", study.metrics)
         check_options(study, bundles)
         check_same_study(folder / "study.json", study)
+        _check_place(folder, study.data.get("dataset_dir"))
         self.study = with_slices(study, folder)
         self.splits: Splits = make_splits(self.study, folder / "splits")
         self._check_finished()
@@ -201,8 +202,8 @@ class StudyRun:
         if cell.stage == "finetune" or arm.equal_time is None:
             return epochs
         ratio = self._epoch_seconds(arm.equal_time) / self._epoch_seconds(self.study.timed_by(cell.arm))
-        allowed = ratio * self.study.epochs(cell.stage, self.study.arms[arm.equal_time])
-        return max(epochs, math.ceil(allowed))
+        theirs = self.study.epochs(cell.stage, self.study.arms[arm.equal_time])
+        return max(min(epochs, theirs), math.ceil(ratio * theirs))
 
     def _epoch_seconds(self, arm: str) -> float:
         """Of the fastest seed: other work on the machine only makes steps slower, and not those of all arms alike."""
@@ -240,6 +241,12 @@ class StudyRun:
             self.progress.failed.append(f"{cell}: {row['error']}")
         if self.listener is not None:
             self.listener(cell, row)
+
+
+def _check_place(folder: Path, dataset_dir: str | None) -> None:
+    """Figures of a study would be taken for images when it goes on."""
+    if dataset_dir and folder.resolve().is_relative_to(Path(dataset_dir).resolve()):
+        raise ValueError(f"output_dir: expected a folder outside of the images in {dataset_dir}, got {folder}.")
 
 
 def _version(package: str) -> str | None:

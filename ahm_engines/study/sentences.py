@@ -158,6 +158,12 @@ def left_out(study: Finished) -> list[str]:
     absent = [name for name in study.metrics if rows and not any(name in row.texts for row in rows)]
     if absent:
         lines.append(f"results.csv has no column for {', '.join(absent)}.")
+    unseen = sum(row.texts.get("validation") == "" for row in rows)
+    if unseen:
+        lines.append(
+            f"{count(unseen, 'finetuning')} without a {quantity(study.key_metric).title} on the validation patients, "
+            "where it is undefined (a class may be absent): scored with the weights of the last step."
+        )
     return lines
 
 

@@ -97,6 +97,8 @@ class Study:
     evaluate_on: str = "test"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise ValueError(f"name: expected a text, got {self.name!r}.")
         expect_choice("task", self.task, TASKS)
         expect_choice("evaluate_on", self.evaluate_on, PARTS)
         labels = LABELS[self.task] + (LABELS["segmentation"] if "slices" in self.data else ())
@@ -116,15 +118,17 @@ class Study:
             raise ValueError(f"seeds: expected ascending label fractions in (0, 1], got {list(self.seeds)}.")
         if "key_metric" in self.finetune:
             expect_choice("finetune.key_metric", self.key_metric, self.metrics)
+        for name, arm in self.arms.items():
+            self._check_arm(name, arm)
         titles = Counter(arm.title for arm in self.arms.values())
         if same := [title for title, count in titles.items() if count > 1]:
             raise ValueError(f"arms: expected a title of its own for each, several are called {same}.")
-        for name, arm in self.arms.items():
-            self._check_arm(name, arm)
 
     def _check_arm(self, name: str, arm: Arm) -> None:
         if not re.fullmatch(r"[\w.+-]+", name):
             raise ValueError(f"arms: expected a name that can be part of a folder's, got {name!r}.")
+        if not isinstance(arm.title, str):
+            raise ValueError(f"arms.{name}.title: expected a text, got {arm.title!r}.")
         if "key_metric" in arm.finetune:
             raise ValueError(f"arm {name!r}: key_metric is the same for all arms; give it under finetune.")
         others = [*arm.compare_with, *filter(None, (arm.equal_time, arm.pretrained_by))]
@@ -149,7 +153,7 @@ class Study:
         """Epochs of an arm's pretraining or finetuning."""
         options = {**getattr(self, stage), **(getattr(arm, stage) or {})}
         epochs = options.get("max_epochs")
-        if not isinstance(epochs, int) or epochs < 1:
+        if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
             raise ValueError(f"{stage}.max_epochs: expected a whole number from 1 on, got {epochs!r}.")
         return epochs
 

@@ -14,7 +14,7 @@ from typing import Any
 from ahm_engines.files import write_json
 from ahm_engines.study.settings import LABELS, Study
 from ahm_transforms.io import Case, Cases, Split, load_cases, load_classification_cases, load_segmentation_cases
-from ahm_transforms.io.pairs import place_of
+from ahm_transforms.io.pairs import lies_in
 from ahm_transforms.io.split import choose_patients, split_by_patient
 
 __all__ = ["Splits", "make_splits"]
@@ -94,7 +94,8 @@ def _images(study: Study) -> list[Case]:
     """All images, with or without a label, but label maps and those that a datalist wants to validate or test on."""
     images = load_cases(**_finding(study), val_fraction=0.0).training
     labels_dir = study.data.get("labels_dir")
-    return [case for case in images if not labels_dir or not place_of(case).is_relative_to(Path(labels_dir).absolute())]
+    hidden = Path(labels_dir).resolve() if labels_dir else None
+    return [case for case in images if hidden is None or not lies_in(case, hidden)]
 
 
 def _finding(study: Study) -> dict[str, Any]:
@@ -116,14 +117,22 @@ def _divide(study: Study, cases: Cases, seed: int) -> Split:
         stratify=_stratify(study),
     )
     split = Split(drawn.training, cases.validation or drawn.validation, cases.test or drawn.test)
-    patients = [_patients(part) for part in split]
-    shared = sum(map(len, patients)) > len(set().union(*patients))
-    if shared or not split.validation or not split.test:
+    if several := _in_several((cases.training, cases.validation, cases.test)):
+        raise ValueError(
+            f"{study.name}: expected a datalist with different patients in training, validation and test, got "
+            f"{several} in more than one of them."
+        )
+    if _in_several(split) or not split.validation or not split.test:
         raise ValueError(
             f"{study.name}: {len(_patients(cases.training))} patient(s) with labels do not suffice for training, "
             f"validation ({study.val_fraction}) and test ({study.test_fraction}) with different patients in each."
         )
     return split
+
+
+def _in_several(parts: Sequence[Sequence[Case]]) -> int:
+    patients = Counter(patient for part in parts for patient in _patients(part))
+    return sum(count > 1 for count in patients.values())
 
 
 def _check_fractions(study: Study, parts: dict[int, Split]) -> None:

@@ -29,11 +29,11 @@ def hide_label_folders(source: Source, folder: str | Path | None) -> None:
     found.left_out[:] = [item for item in found.left_out if item.reason != LABEL_FOLDER]
     if folder is None:
         return
-    hidden, root = Path(folder).absolute(), source.root.absolute()
+    hidden, root = Path(folder).resolve(), source.root.resolve()
     if hidden == root:
         raise ValueError(f"images and labels must be in different folders, got {folder} for both.")
     if hidden.is_relative_to(root):
-        found.cases[:] = [case for case in found.cases if not place_of(case).is_relative_to(hidden)]
+        found.cases[:] = [case for case in found.cases if not lies_in(case, hidden)]
 
 
 def add_files(source: Source, key: str, folder: str | Path | None) -> None:
@@ -130,6 +130,12 @@ def place_of(case: Case) -> Path:
     """Return the absolute path of a case's file, or of the folder that holds its DICOM series."""
     image = case["image"]
     return Path(image).absolute() if isinstance(image, str) else Path(image[0]).absolute().parent
+
+
+def lies_in(case: Case, folder: Path) -> bool:
+    """Return whether a case's file lies in a folder, whichever way its path goes there; ``folder`` is resolved."""
+    place = place_of(case)
+    return (place.parent.resolve() / place.name).is_relative_to(folder)
 
 
 def _places(parent: Path, *, root: Path, folder: str | Path | None) -> list[tuple[Path, Path]]:

@@ -95,11 +95,14 @@ def test_entries_are_json_or_else_text(called: dict[str, Any], tmp_path: Path) -
         (["--devices", "0,3"], ["0", "3"]),
         (["--devices", "0,3", "--workers", "2"], ["0", "3", "0", "3"]),
         (["--devices", "1", "--workers", "1"], ["1"]),
+        (["--devices", " 0, GPU-8a,"], ["0", "GPU-8a"]),
     ],
 )
 def test_every_gpu_has_as_many_cells_as_workers(
-    called: dict[str, Any], tmp_path: Path, words: list[str], devices: list[str]
+    called: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], devices: list[str]
 ) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     assert ahm("study", "--dataset_dir", tmp_path, *DATA, *words).exit_code == 0
     assert called["devices"] == devices and called["threads"] >= 1
 
@@ -112,6 +115,21 @@ def test_only_gpus_that_the_environment_shows_are_used(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert ahm("study", "--dataset_dir", tmp_path, *DATA).exit_code == 0
     assert called["devices"] == devices
+
+
+@pytest.mark.parametrize(("count", "visible"), [(0, None), (2, None), (1, "3")])
+@pytest.mark.parametrize("devices", ["7", "cpu", "0,2", ","])
+def test_gpus_that_are_not_there_are_told(
+    called: dict[str, Any], monkeypatch: pytest.MonkeyPatch, count: int, visible: str | None, devices: str
+) -> None:
+    """CUDA would run on the CPU instead, without a word."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    result = ahm("study", "--dataset_dir", "data", *DATA, "--devices", devices)
+    assert result.exit_code == 1 and not called
+    assert "--devices: expected some of the visible GPUs" in result.output and repr(devices) in result.output
 
 
 def test_the_pattern_of_patients_is_an_option(called: dict[str, Any], tmp_path: Path) -> None:

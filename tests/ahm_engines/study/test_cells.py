@@ -239,6 +239,33 @@ def test_options_that_a_bundle_would_ignore_are_refused(changes: dict[str, Any],
         check_options(study, ROOT / "bundles")
 
 
+@pytest.mark.parametrize(
+    ("entry", "where"),
+    [
+        ("pretrain.seed", "seeds"),
+        ("finetune.label_fraction", "seeds"),
+        ("finetune.classes", "data.classes"),
+        ("finetune.pretrained", "arms"),
+        ("pretrain.output_dir", "--output_dir"),
+        ("arms.a3c.pretrain.test_fraction", "test_fraction"),
+        ("arms.scratch.finetune.dataset_dir", "data.dataset_dir"),
+    ],
+)
+def test_options_that_the_study_decides_are_refused(entry: str, where: str) -> None:
+    study = read_study("lgg", data_dir="/data", changes={entry: 1})
+    stage, name = entry.rsplit(".", 1)
+    with pytest.raises(ValueError, match=f"^{stage}: {name} is decided by the study .* give it as {where}[.]$"):
+        check_options(study, ROOT / "bundles")
+
+
+def test_bad_images_are_left_out_of_pretraining_alone(images: Path, tmp_path: Path) -> None:
+    """What is too small for a patch is found there first; labelled images were checked before."""
+    skipping = {"data.skip_bad": True}
+    assert job_of(RANDOM, images, tmp_path, skipping).options["skip_bad"] is True
+    assert "skip_bad" not in job_of(TUNED, images, tmp_path, skipping, before="abc").options
+    assert "skip_bad" not in job_of(RANDOM, images, tmp_path).options
+
+
 def test_options_of_an_overlay_are_known_to_its_arm_alone() -> None:
     arms = {"contrastive": {"pretrain": {"temperature": 0.2}}, "random": {}}
     check_options(read_study("lgg", data_dir="/data", changes={"arms": arms}), ROOT / "bundles")

@@ -67,6 +67,17 @@ def test_the_mean_of_a_difference_is_filled_only_where_it_is_shown(study: Finish
     assert names == ["random masks", "against from scratch", "A3C", "against from scratch", "against random masks"]
 
 
+def test_many_fractions_take_rows_that_each_name_their_arms(tmp_path: Path) -> None:
+    seeds = {str(fraction): [0, 1, 2] for fraction in (0.1, 0.2, 0.3, 0.4, 0.5)}
+    study = read_finished(planted_study(tmp_path, seeds=seeds, gain=lambda arm, _, seed: 0.01 * seed * (arm == "a3c")))
+    figure = draw_differences(study, compare_all(study, "dice"))
+    assert figure is not None and figure.get_supxlabel() == "difference in Dice (points)"
+    figure.canvas.draw()
+    places = [axis.get_window_extent() for axis in figure.axes]
+    assert len(places) == 5 and places[4].y1 < places[0].y0 and places[4].x0 == pytest.approx(places[0].x0)
+    assert "A3C" in [label.get_text() for label in figure.axes[4].get_yticklabels()]
+
+
 def test_the_bar_of_a_difference_is_its_interval_in_points(study: Finished) -> None:
     comparisons = compare_all(study, "dice")
     figure = draw_differences(study, comparisons)

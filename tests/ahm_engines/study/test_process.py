@@ -99,6 +99,7 @@ def test_the_time_of_a_run_that_was_interrupted_counts_until_its_last_checkpoint
     [
         ("open('/nowhere/at/all')", "FileNotFoundError: [Errno 2] No such file or directory: '/nowhere/at/all'"),
         ("sys.exit('no more')", "SystemExit: no more"),
+        ("sys.exit('2 bad:\\n  a.png\\n\\n  b.png')", "SystemExit: 2 bad: (2 more lines in log.txt)"),
     ],
 )
 def test_an_error_is_one_line_and_the_traceback_in_the_log(tmp_path: Path, expression: str, error: str) -> None:

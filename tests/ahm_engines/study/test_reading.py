@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,30 @@ def test_titles_tell_arms_apart() -> None:
     assert titles == ["A3C", "random masks", "a3c encoder", "random equal time"]
     with pytest.raises(ValueError, match=r"arms: expected a title of its own for each, several are called \['A3C'\]"):
         read(arms={"a3c": {}, "other": {"like": "a3c", "title": "A3C"}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"name": 2024}, "name: expected a text, got 2024"),
+        ({"arms": {"a3c": {"title": 7}}}, "arms.a3c.title: expected a text, got 7"),
+        (
+            {"arms": {"a3c": {"compare_with": "scratch"}}},
+            "arms.a3c.compare_with: expected a list of arms, got 'scratch'",
+        ),
+        ({"arms": "scratch,random"}, "arms: expected a list of names or definitions by name, got 'scratch,random'"),
+        ({"pretrain.max_epochs": True}, "pretrain.max_epochs: expected a whole number from 1 on, got True"),
+    ],
+)
+def test_entries_of_another_kind_are_told(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)):
+        read(**changes)
+
+
+def test_sizes_of_another_kind_are_told(tmp_path: Path) -> None:
+    (tmp_path / "own.json").write_text(json.dumps({"sizes": 5}))
+    with pytest.raises(ValueError, match="study: an entry is of another kind than in the presets"):
+        read_study("lgg", config=tmp_path / "own.json", data_dir="/data")
 
 
 def test_an_arm_is_compared_with_scratch_of_its_own_network(caplog: pytest.LogCaptureFixture) -> None:

@@ -155,6 +155,27 @@ def test_failed_cells_are_listed_with_their_error_and_undefined_scores_counted(t
     assert "2 of 9 finetuning cells finished, 1 failed, 6 to do." in text
 
 
+def test_finetunings_without_a_score_on_validation_patients_are_counted(tmp_path: Path) -> None:
+    rows = [finetuned("a3c", seed, 0.6, validation=value) for seed, value in enumerate(("", 0.5, ""))]
+    write_results(write_settings(tmp_path, seeds={"0.25": [0, 1, 2]}), rows, columns=(*COLUMNS, "validation"))
+    assert "2 finetunings without a Dice on the validation patients, where it is undefined" in text_of(tmp_path)
+
+
+def test_a_figure_that_there_is_nothing_for_any_more_is_removed(tmp_path: Path) -> None:
+    folder = write_settings(tmp_path, seeds={"0.25": [0]})
+    (folder / "figures").mkdir()
+    for name in ("differences.png", "differences.pdf", "own.png"):
+        (folder / "figures" / name).write_bytes(b"old")
+    write_report(folder)
+    assert [path.name for path in (folder / "figures").iterdir()] == ["own.png"]
+
+
+def test_titles_may_hold_dollar_signs(tmp_path: Path) -> None:
+    arms = {name: arm | {"title": f"${arm['title']} \\foo$"} for name, arm in ARMS.items()}
+    write_results(write_settings(tmp_path, arms=arms, seeds={"0.25": [0]}), [finetuned(arm, 0, 0.6) for arm in ARMS])
+    assert write_report(tmp_path).figures
+
+
 def test_without_a_finished_cell_it_says_so(tmp_path: Path) -> None:
     report = write_report(write_settings(tmp_path, seeds={"0.25": [0]}))
     text = report.markdown.read_text(encoding="utf-8")

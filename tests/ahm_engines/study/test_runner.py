@@ -226,6 +226,22 @@ def test_equal_time_follows_the_epochs_of_the_other_arm(images: Path, tmp_path: 
     assert ["begin", "pretrain random_equal_time, seed 0", "10", ""] in fake.lines()
 
 
+def test_equal_time_is_no_more_than_a_shorter_pretraining_took(images: Path, tmp_path: Path, fake: FakeRuns) -> None:
+    arms = {"random": {}, "random_equal_time": {}, "a3c": {"pretrain": {"max_epochs": 1}}}
+    fake.outcomes |= {RANDOM: {"step_seconds": 0.5, "steps": 12}, A3C: {"step_seconds": 0.6, "steps": 4}}
+    run(study_of(images, SMALL | {"arms": arms, "seeds": {"1.0": 1}}), tmp_path)
+    assert ["begin", "pretrain random_equal_time, seed 0", "2", ""] in fake.lines()
+
+
+@pytest.mark.parametrize("place", [".", "study", "deep/study"])
+def test_a_study_among_its_images_is_refused(tmp_path: Path, fake: FakeRuns, place: str) -> None:
+    images = blobs(tmp_path)
+    before = bytes_below(tmp_path)
+    with pytest.raises(ValueError, match="output_dir: expected a folder outside of the images in"):
+        run_study(study_of(images, SMALL), images / place, bundles_dir=BUNDLES)
+    assert bytes_below(tmp_path) == before
+
+
 def test_equal_time_knows_that_epochs_differ_in_steps(images: Path, tmp_path: Path, fake: FakeRuns) -> None:
     """Half as many steps that take twice as long each are no more time."""
     fake.outcomes |= {RANDOM: {"step_seconds": 0.5, "steps": 12}, A3C: {"step_seconds": 1.0, "steps": 6}}

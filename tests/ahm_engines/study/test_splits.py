@@ -218,7 +218,7 @@ def test_own_lists_that_share_a_patient_are_refused(tmp_path: Path, seed: int) -
     images = blobs(tmp_path)
     training = entries(*TEN[1:4]) + entries("p00", patient_id="same")
     lists = own_lists(tmp_path, training=training, test=[*entries("p09", patient_id="same"), *entries("p08")])
-    with pytest.raises(ValueError, match="different patients in each"):
+    with pytest.raises(ValueError, match="different patients in training, validation and test, got 1 in more"):
         splits_of(images, tmp_path / "splits", {**lists, "seeds": {"1.0": [seed]}, "val_fraction": 0.5})
 
 
@@ -282,3 +282,13 @@ def test_images_without_a_class_serve_for_pretraining_if_bad_ones_are_skipped(tm
     unknown = {f"unknown_{number}" for number in range(3)}
     assert unknown <= patients_of(splits.pretrain[0], "training")
     assert not unknown & patients_of(splits.finetune[1.0, 0])
+
+
+def test_label_maps_are_no_images_whichever_way_their_folder_is_spelled(tmp_path: Path) -> None:
+    images = write_blobs(tmp_path / "real", TEN, side=16)
+    (images.parent / "labels").rename(images / "truth")
+    (tmp_path / "home").symlink_to(tmp_path / "real", target_is_directory=True)
+    spelled = tmp_path / "home" / "images" / ".." / "images" / "truth"
+    splits = splits_of(images, tmp_path / "splits", {"data.labels_dir": str(spelled)})
+    lists = json.loads(splits.pretrain[0].read_text())
+    assert {Path(entry["image"]).parent.name for part in lists.values() for entry in part} == {"images"}

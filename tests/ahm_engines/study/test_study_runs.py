@@ -18,7 +18,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ahm_engines import cli
+from ahm_engines.study.finished import read_finished
 from benchmarks.frozen_features import _network as frozen_network
+from benchmarks.frozen_features import _weights as frozen_weights
+from benchmarks.frozen_features import report as report_frozen
+from tests.fixtures_study import planted_study, write_results
 from tests.fixtures_study_runs import TINY_RUN, TINY_UNET, patients_of, rows_of, table, write_blobs
 
 ROOT = Path(__file__).parents[3]
@@ -221,6 +225,32 @@ def frozen_features(study: Path) -> dict[str, dict[str, float]]:
     words = [sys.executable, "-m", "benchmarks.frozen_features", str(study)]
     told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return json.loads(told.splitlines()[-1])
+
+
+def test_frozen_features_wait_for_pretrainings_to_end(tmp_path: Path) -> None:
+    """One that goes on has a best checkpoint as well."""
+    folder = planted_study(tmp_path, seeds={"1.0": [0]}, gain=lambda *_: 0.0)
+    rows = [row for row in rows_of(folder) if (row["stage"], row["arm"]) != ("pretrain", "a3c")]
+    write_results(folder, rows)
+    study = read_finished(folder)
+    for cell in study.planned():
+        if cell.stage == "pretrain":
+            model = folder / cell.folder / "models" / "model.pt"
+            model.parent.mkdir(parents=True)
+            model.touch()
+            if cell.arm == "random":
+                assert frozen_weights(study, cell) == model
+            else:
+                with pytest.raises(SystemExit, match="let the study finish its pretrainings"):
+                    frozen_weights(study, cell)
+
+
+def test_frozen_features_leave_out_seeds_without_a_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = read_finished(planted_study(tmp_path, seeds={"1.0": [0, 1, 2]}, gain=lambda *_: 0.0))
+    scores = {seed: {"untrained": 70.0, "a3c": [80.0, 81.0, math.nan][seed]} for seed in range(3)}
+    report_frozen(study, scores, 1.0)
+    told = capsys.readouterr().out
+    assert "a3c - untrained: 1 seed(s) left out" in told and "a3c - untrained: +10.5 [" in told
 
 
 def test_single_voxels_are_classified_by_frozen_features(second: Ran) -> None:
