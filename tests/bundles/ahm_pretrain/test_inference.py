@@ -229,7 +229,7 @@ def test_evaluation_takes_its_settings_from_the_checkpoint(tmp_path: Path, caplo
     assert "trained on" not in caplog.text
 
     run_bundle(["train.json", "evaluate.json"], **places, split_seed=4)
-    assert "1 of 1 validation patients have names of patients whom the checkpoint was trained on" in caplog.text
+    assert "1 of 1 validation patients have names of patients whom model.pt was trained on" in caplog.text
 
 
 def test_results_of_all_scans_may_lie_in_one_folder(trained: Trained, tmp_path: Path) -> None:
