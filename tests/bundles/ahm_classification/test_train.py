@@ -197,7 +197,7 @@ def test_patients_who_were_trained_on_are_counted_where_pictures_were_added(
     scored = {case["patient_id"] for case in read(data, tmp_path, **PICTURES).get_parsed_content("cases").test}
     evaluate(data, tmp_path)
     assert before & scored
-    assert f"{len(before & scored)} of {len(scored)} test patients have names of patients whom the" in caplog.text
+    assert f"{len(before & scored)} of {len(scored)} test patients have names of patients whom model.pt" in caplog.text
 
 
 def test_training_stops_early(pictures: Path, tmp_path: Path) -> None:
