@@ -41,6 +41,7 @@ _UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEn
 _ORIENTATION_TOLERANCE = 1e-3
 _GAP_FACTOR = 1.5  # a gap this many times the usual one means that a slice is missing
 _UNEVEN = 0.25  # of the mean gap: how far a slice may lie from where one spacing puts it
+_SHIFTED = 0.25  # of a pixel: how far a slice may lie beside the line through the first one along the normal
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")  # of a data set, little endian
 _NO_PREAMBLE = (
     "no DICOM preamble (128 bytes and DICM); write such a file anew with dcmtk's dcmconv, or with pydicom: "
@@ -76,10 +77,11 @@ def find_series(paths: Sequence[Path], *, root: Path) -> Found:
     """Return one case for each DICOM series among ``paths``, its files sorted along the slice normal.
 
     Files that are no DICOM are passed over. Localizers, single slices, multi-frame files and series that hold several
-    volumes are left out; mixed sizes, missing slices, uneven distances, and files without preamble or SeriesInstanceUID
-    are bad. Names in the report are the series number and the folder below ``root``. ``patient_id`` and ``case_id``
-    are short hashes of PatientID and SeriesInstanceUID: pseudonyms, which somebody who holds a list of patients could
-    still match. What is bad or left out has a ``case_id`` of that kind too.
+    volumes are left out; mixed sizes, missing slices, uneven distances, slices that are shifted against each other
+    (gantry tilt), and files without preamble or SeriesInstanceUID are bad. Names in the report are the series number
+    and the folder below ``root``. ``patient_id`` and ``case_id`` are short hashes of PatientID and SeriesInstanceUID:
+    pseudonyms, which somebody who holds a list of patients could still match. What is bad or left out has a ``case_id``
+    of that kind too.
     """
     found = Found()
     series: dict[str, dict[str, _Header]] = defaultdict(dict)
@@ -249,9 +251,20 @@ def _not_a_volume(slices: Sequence[_Header]) -> str | None:
     return None
 
 
-def _positions_mm(slices: Sequence[_Header]) -> np.ndarray:
+def _normal(slices: Sequence[_Header]) -> np.ndarray:
     normal = np.cross(slices[0].orientation[:3], slices[0].orientation[3:])
-    return np.array([header.position for header in slices]) @ normal
+    return normal / (np.linalg.norm(normal) or 1.0)
+
+
+def _positions_mm(slices: Sequence[_Header]) -> np.ndarray:
+    return np.array([header.position for header in slices]) @ _normal(slices)
+
+
+def _shift_mm(slices: Sequence[_Header]) -> float:
+    """Return how far slices lie beside the line through the first one along the normal, where the affine puts them."""
+    way = np.array([header.position for header in slices]) - slices[0].position
+    normal = _normal(slices)
+    return float(np.linalg.norm(way - np.outer(way @ normal, normal), axis=1).max())
 
 
 def _damage(slices: Sequence[_Header]) -> str | None:
@@ -272,6 +285,10 @@ def _damage(slices: Sequence[_Header]) -> str | None:
     if off > _UNEVEN * gaps.mean():
         told = f"uneven slice distances: {gaps.min():.2f} to {gaps.max():.2f} mm"
         return f"{told}, with one spacing for all, slices would lie up to {off:.1f} mm off"
+    shift = _shift_mm(slices)
+    if shift > _SHIFTED * min(slices[0].spacing or (1.0,)):
+        told = f"slices are shifted against each other by up to {shift:.1f} mm, as by a tilted gantry"
+        return f"{told}; dcm2niix corrects a tilt and writes the series as NIfTI"
     short = [header for header in slices if _is_truncated(header)]
     return f"{len(short)} file(s) end early, such as {Path(short[0].file).name}" if short else None
 

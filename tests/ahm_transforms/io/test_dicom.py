@@ -128,11 +128,43 @@ def test_two_slice_distances_stop_the_run(tmp_path: Path, few_close: bool) -> No
         load_cases(tmp_path)
 
 
-def test_distances_that_are_rounded_are_even(tmp_path: Path) -> None:
+def write_at(folder: Path, places: list[list[float]], orientation: tuple) -> None:
     uid = generate_uid()
-    for index, place in enumerate(np.linspace(0, 20.8, 33).round(1).tolist()):  # 0.6 or 0.7 mm
-        geometry = {"ImagePositionPatient": [0, 0, place], "ImageOrientationPatient": list(AXIAL)}
-        write_slice(tmp_path / str(index), np.zeros((8, 8), np.int16), SeriesInstanceUID=uid, **geometry)
+    for index, place in enumerate(places):
+        geometry = {"ImagePositionPatient": place, "ImageOrientationPatient": list(orientation)}
+        write_slice(folder / f"IM{index:04d}", np.zeros((8, 8), np.int16), SeriesInstanceUID=uid, **geometry)
+
+
+TILTED = (1.0, 0.0, 0.0, 0.0, 0.939693, -0.342020)  # by 20 degrees about x, where the table moves along z
+
+
+@pytest.mark.parametrize(
+    ("places", "orientation", "shift"),
+    [
+        ([[-30.0, 12.0, 5.0 + 5 * index] for index in range(8)], TILTED, 35 * 0.342020),
+        ([[100.0 * (index % 2), 0.0, 2.0 * index] for index in range(8)], AXIAL, 100.0),
+        ([[0.3 * (index == 2), 0.0, 2.0 * index] for index in range(8)], AXIAL, 0.3),
+    ],
+    ids=["gantry tilt", "two stacks", "one slice"],
+)
+def test_slices_shifted_in_their_plane_stop_the_run(
+    tmp_path: Path, places: list, orientation: tuple, shift: float
+) -> None:
+    write_at(tmp_path / "s", places, orientation)
+    told = rf"series 3 in s: slices are shifted .* by up to {shift:.1f} mm, as by a tilted gantry; dcm2niix"
+    with pytest.raises(BadCasesError, match=told):
+        load_cases(tmp_path)
+
+
+def test_rounding_is_no_shift(tmp_path: Path) -> None:
+    turned = tuple(round(value, 4) for value in OBLIQUE)
+    normal = np.cross(OBLIQUE[:3], OBLIQUE[3:])
+    write_at(tmp_path, [(normal * index).round(2).tolist() for index in range(200)], turned)
+    assert len(find_cases(tmp_path).cases) == 1
+
+
+def test_distances_that_are_rounded_are_even(tmp_path: Path) -> None:
+    write_at(tmp_path, [[0, 0, place] for place in np.linspace(0, 20.8, 33).round(1).tolist()], AXIAL)  # 0.6 or 0.7 mm
     assert len(find_cases(tmp_path).cases) == 1
 
 
