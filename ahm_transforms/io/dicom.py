@@ -271,6 +271,8 @@ def _damage(slices: Sequence[_Header]) -> str | None:
     sizes = sorted({(header.columns, header.rows) for header in slices})
     if len(sizes) > 1:
         return f"slices of mixed sizes: {', '.join(f'{w} x {h}' for w, h in sizes)}"
+    if len({header.samples or 1 for header in slices}) > 1:
+        return "grey and colour slices in one series"
     spacings = {header.spacing for header in slices}
     if len(spacings) > 1:
         return f"slices of mixed pixel spacings: {sorted(spacings)} mm"

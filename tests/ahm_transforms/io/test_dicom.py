@@ -70,6 +70,31 @@ def test_rescale_slope_and_intercept_are_applied(tmp_path: Path) -> None:
     np.testing.assert_array_equal(image.numpy(), stored.transpose(2, 1, 0) * 2.0 - 1024)
 
 
+@pytest.mark.parametrize(
+    "stored_as",
+    [
+        [{"RescaleSlope": 1}, {"RescaleSlope": "0.25"}, {"RescaleSlope": "1.5"}],
+        [{"PixelRepresentation": 0}, {"RescaleIntercept": -1024}, {"PixelRepresentation": 0, "RescaleIntercept": -9}],
+        [{}, {"PixelRepresentation": 0}, {"PixelRepresentation": 0, "BitsStored": 12, "HighBit": 11}],
+        [{"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "PixelRepresentation": 0}, {}, {"RescaleSlope": "0.5"}],
+    ],
+    ids=["slope", "intercept", "sign", "bits"],
+)
+def test_slices_that_are_stored_differently_keep_their_values(tmp_path: Path, stored_as: list) -> None:
+    uid, wanted = generate_uid(), []
+    for index, tags in enumerate(stored_as):
+        unsigned = tags.get("PixelRepresentation") == 0
+        kind = np.dtype(f"{'u' if unsigned else 'i'}{tags.get('BitsAllocated', 16) // 8}")
+        highest = 2 ** tags.get("BitsStored", 16 if unsigned else 15) - 1
+        values = np.linspace(0 if unsigned else -highest, highest, 80).astype(kind).reshape(8, 10)
+        place = {"ImagePositionPatient": [0, 0, index], "ImageOrientationPatient": list(AXIAL)}
+        pixels = {"SeriesInstanceUID": uid, "PixelData": values.tobytes()}
+        write_slice(tmp_path / str(index), values, **(place | pixels | tags))
+        slope, intercept = float(tags.get("RescaleSlope", 1)), float(tags.get("RescaleIntercept", 0))
+        wanted.append(values.astype(np.float32) * slope + intercept)
+    np.testing.assert_array_equal(load_image(only_case(tmp_path)["image"]).numpy(), np.stack(wanted).transpose(2, 1, 0))
+
+
 def test_reader_works_in_monai_load_image(tmp_path: Path) -> None:
     from monai.transforms import LoadImage
 
@@ -323,26 +348,27 @@ def test_series_of_one_patient_stay_together(tmp_path: Path) -> None:
     assert not training & validation
 
 
+def write_colour_slice(path: Path, place: float, **tags: object) -> None:
+    colour = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "PhotometricInterpretation": "RGB", "BitsAllocated": 8}
+    colour |= {"BitsStored": 8, "HighBit": 7, "PixelRepresentation": 0, "PixelData": bytes(8 * 8 * 3)}
+    geometry = {"ImagePositionPatient": [0, 0, place], "ImageOrientationPatient": list(AXIAL)}
+    write_slice(path, np.zeros((8, 8), np.int16), **(colour | geometry | tags))
+
+
 def test_colour_slices_are_refused_where_one_channel_is_wanted(tmp_path: Path) -> None:
     uid = generate_uid()
     for index in range(3):
-        write_slice(
-            tmp_path / f"{index}",
-            np.zeros((8, 8), np.int16),
-            SeriesInstanceUID=uid,
-            ImagePositionPatient=[0, 0, index],
-            ImageOrientationPatient=list(AXIAL),
-            SamplesPerPixel=3,
-            PlanarConfiguration=0,
-            PhotometricInterpretation="RGB",
-            BitsAllocated=8,
-            BitsStored=8,
-            HighBit=7,
-            PixelRepresentation=0,
-            PixelData=bytes(8 * 8 * 3),
-        )
+        write_colour_slice(tmp_path / f"{index}", index, SeriesInstanceUID=uid)
+    assert load_image(only_case(tmp_path)["image"]).shape == (8, 8, 3, 3)
     with pytest.raises(BadCasesError, match=r"3 channel\(s\), expected 1"):
         load_cases(tmp_path, channels=1)
+
+
+def test_a_colour_slice_among_grey_ones_stops_the_run(tmp_path: Path) -> None:
+    write_series(tmp_path / "s", size=(8, 8), SeriesInstanceUID="1.2.3")
+    write_colour_slice(tmp_path / "s/IM0006", 0.0, SeriesInstanceUID="1.2.3", ImagePositionPatient=[-30, 12, 17])
+    with pytest.raises(BadCasesError, match="series 3 in s: grey and colour slices in one series"):
+        load_cases(tmp_path)
 
 
 @pytest.mark.parametrize(
