@@ -91,14 +91,14 @@ def find_series(paths: Sequence[Path], *, root: Path) -> Found:
         except InvalidDicomError:
             continue
         except Exception as error:  # pydicom raises whatever a damaged header makes it stumble over
-            name, reason = path.relative_to(root).as_posix(), str(error).replace(f"{path.parent}{os.sep}", "")
+            name, reason = _below(root, path), str(error).replace(f"{path.parent}{os.sep}", "")
             bad = LeftOutCase(name, f"unreadable DICOM header: {reason}", f"image-{short_hash(name)}")
             found.bad.append(bad)
             continue
         if not header.series and not header.rows and header.preamble:
             continue  # DICOMDIR and the like
         # the same slice stored twice (a copy of the study, say) counts once
-        uid = header.series or path.parent.relative_to(root).as_posix()
+        uid = header.series or _below(root, path.parent)
         series[uid].setdefault(header.instance or str(path), header)
     for uid, slices in series.items():
         _add_series(found, uid, list(slices.values()), root)
@@ -129,12 +129,26 @@ def short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def is_dicom(path: Path) -> bool:
+    """Return whether a file is DICOM, with or without preamble, whose header can be read."""
+    try:
+        _read_dataset(path)
+    except Exception:  # pydicom raises whatever a damaged header makes it stumble over
+        return False
+    return True
+
+
 def transfer_syntax(path: str | Path) -> str:
     """Return the name of a DICOM file's transfer syntax, or an empty text for any other file."""
     try:
         return str(pydicom.dcmread(path, specific_tags=[], stop_before_pixels=True).file_meta.TransferSyntaxUID.name)
     except (InvalidDicomError, OSError, AttributeError):
         return ""
+
+
+def _below(root: Path, path: Path) -> str:
+    """Return how reports call a file or folder; the lists of a datalist may hold some from elsewhere."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
 def _read_dataset(path: Path) -> tuple[pydicom.Dataset, bool]:
@@ -194,7 +208,7 @@ def _read_header(path: Path) -> _Header:
 
 
 def _add_series(found: Found, uid: str, slices: list[_Header], root: Path) -> None:
-    folder = Path(slices[0].file).parent.relative_to(root).as_posix()
+    folder = _below(root, Path(slices[0].file).parent)
     name, case_id = f"series {slices[0].number or '?'} in {folder}", f"series-{short_hash(uid)}"
     if reason := _not_a_series(slices):
         found.bad.append(LeftOutCase(name, reason, case_id))
