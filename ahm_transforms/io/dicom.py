@@ -7,7 +7,7 @@ import hashlib
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +42,8 @@ _ORIENTATION_TOLERANCE = 1e-3
 _GAP_FACTOR = 1.5  # a gap this many times the usual one means that a slice is missing
 _UNEVEN = 0.25  # of the mean gap: how far a slice may lie from where one spacing puts it
 _SHIFTED = 0.25  # of a pixel: how far a slice may lie beside the line through the first one along the normal
+_DICOM_SUFFIXES = (".dcm", ".ima")
+_PREAMBLE_BYTES = 132
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")  # of a data set, little endian
 _NO_PREAMBLE = (
     "no DICOM preamble (128 bytes and DICM); write such a file anew with dcmtk's dcmconv, or with pydicom: "
@@ -76,24 +78,25 @@ class _Header(NamedTuple):
 def find_series(paths: Sequence[Path], *, root: Path) -> Found:
     """Return one case for each DICOM series among ``paths``, its files sorted along the slice normal.
 
-    Files that are no DICOM are passed over. Localizers, single slices, multi-frame files and series that hold several
-    volumes are left out; mixed sizes, missing slices, uneven distances, slices that are shifted against each other
-    (gantry tilt), and files without preamble or SeriesInstanceUID are bad. Names in the report are the series number
-    and the folder below ``root``. ``patient_id`` and ``case_id`` are short hashes of PatientID and SeriesInstanceUID:
-    pseudonyms, which somebody who holds a list of patients could still match. What is bad or left out has a ``case_id``
-    of that kind too.
+    Files that are no DICOM are passed over; empty ones among slices and those called .dcm or .ima are bad.
+    Localizers, single slices, multi-frame files and series that hold several volumes are left out; mixed sizes, missing
+    slices, uneven distances, slices that are shifted against each other (gantry tilt), and files without preamble or
+    SeriesInstanceUID are bad. Names in the report are the series number and the folder below ``root``. ``patient_id``
+    and ``case_id`` are short hashes of PatientID and SeriesInstanceUID: pseudonyms, which somebody who holds a list of
+    patients could still match. What is bad or left out has a ``case_id`` of that kind too.
     """
     found = Found()
     series: dict[str, dict[str, _Header]] = defaultdict(dict)
+    others: list[Path] = []
     for path in with_bar(paths, "Reading DICOM headers", len(paths)):
         try:
             header = _read_header(path)
         except InvalidDicomError:
+            others.append(path)
             continue
         except Exception as error:  # pydicom raises whatever a damaged header makes it stumble over
-            name, reason = _below(root, path), str(error).replace(f"{path.parent}{os.sep}", "")
-            bad = LeftOutCase(name, f"unreadable DICOM header: {reason}", f"image-{short_hash(name)}")
-            found.bad.append(bad)
+            reason = str(error).replace(f"{path.parent}{os.sep}", "")
+            found.bad.append(_left_out_file(path, root, f"unreadable DICOM header: {reason}"))
             continue
         if not header.series and not header.rows and header.preamble:
             continue  # DICOMDIR and the like
@@ -102,6 +105,8 @@ def find_series(paths: Sequence[Path], *, root: Path) -> Found:
         series[uid].setdefault(header.instance or str(path), header)
     for uid, slices in series.items():
         _add_series(found, uid, list(slices.values()), root)
+    names = {_kind_of_name(Path(header.file)) for slices in series.values() for header in slices.values()}
+    found.bad += [_left_out_file(path, root, reason) for path in others if (reason := _lost(path, names))]
     return found
 
 
@@ -149,6 +154,26 @@ def transfer_syntax(path: str | Path) -> str:
 def _below(root: Path, path: Path) -> str:
     """Return how reports call a file or folder; the lists of a datalist may hold some from elsewhere."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
+def _left_out_file(path: Path, root: Path, reason: str) -> LeftOutCase:
+    name = _below(root, path)
+    return LeftOutCase(name, reason, f"image-{short_hash(name)}")
+
+
+def _kind_of_name(path: Path) -> tuple[Path, str]:
+    """Return folder and suffix; what follows the last dot of a UID is none."""
+    suffix = path.suffix.lower()
+    return path.parent, "" if suffix[1:].isdigit() else suffix
+
+
+def _lost(path: Path, names: Collection[tuple[Path, str]]) -> str:
+    """Return why a file ought to be DICOM: its suffix says so, or it is empty and named as slices beside it."""
+    named = path.suffix.lower() in _DICOM_SUFFIXES
+    with path.open("rb") as file:
+        if any(file.read(_PREAMBLE_BYTES)):
+            return "no DICOM, although its name says so" if named else ""
+    return "empty, or zeros where DICOM begins" if named or _kind_of_name(path) in names else ""
 
 
 def _read_dataset(path: Path) -> tuple[pydicom.Dataset, bool]:

@@ -276,6 +276,41 @@ def test_truncated_slice_stops_the_run(tmp_path: Path) -> None:
         load_cases(tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"", bytes(100), bytes(4000)], ids=["empty", "short", "zeros"])
+@pytest.mark.parametrize("name", ["IM0005", "1.2.840.5", "LAST.DCM", "x/last.ima"])
+def test_an_empty_slice_stops_the_run(tmp_path: Path, content: bytes, name: str) -> None:
+    write_series(tmp_path / PATIENT_NAME)
+    (tmp_path / PATIENT_NAME / "IM0005").unlink()
+    path = tmp_path / PATIENT_NAME / name  # the other slices pass for a volume
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    with pytest.raises(BadCasesError, match=f"{name}: empty, or zeros where DICOM begins"):
+        load_cases(tmp_path)
+    cases = load_cases(tmp_path, skip_bad=True, val_fraction=0)
+    assert len(cases.training) == 1
+    (left,) = cases.left_out
+    assert left.name == f"{PATIENT_NAME}/{name}"
+    assert left.case_id.startswith("image-") and PATIENT_NAME not in left.case_id + left.reason
+
+
+def test_what_is_called_dicom_and_is_none_stops_the_run(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    (tmp_path / "b.dcm").write_text("<html>404 Not Found</html>")
+    with pytest.raises(BadCasesError, match=r"b\.dcm: no DICOM, although its name says so"):
+        load_cases(tmp_path)
+
+
+def test_other_files_are_passed_over_empty_or_not(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    write_slice(tmp_path / "DICOMDIR", np.zeros((8, 8), np.int16), SeriesInstanceUID=None, Rows=None)
+    for name in ("LOCKFILE", "a/notes.txt", "a/.hidden", "b/SUCCESS", "b/table.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a/VERSION").write_text("1")
+    found = find_cases(tmp_path)
+    assert len(found.cases) == 1 and not found.bad and not found.left_out
+
+
 def test_number_that_is_none_stops_the_run(tmp_path: Path) -> None:
     write_series(tmp_path)
     path = tmp_path / "IM0002"
