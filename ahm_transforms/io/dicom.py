@@ -233,6 +233,10 @@ def _read_header(path: Path) -> _Header:
 
 
 def _add_series(found: Found, uid: str, slices: list[_Header], root: Path) -> None:
+    scouts = [header for header in slices if header.localizer]
+    if len(scouts) < len(slices):
+        slices = [header for header in slices if not header.localizer]
+        found.left_out += [_left_out_file(Path(scout.file), root, "a localizer within a series") for scout in scouts]
     folder = _below(root, Path(slices[0].file).parent)
     name, case_id = f"series {slices[0].number or '?'} in {folder}", f"series-{short_hash(uid)}"
     if reason := _not_a_series(slices):

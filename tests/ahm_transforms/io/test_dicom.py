@@ -137,6 +137,20 @@ def test_mixed_orientations_are_a_localizer(tmp_path: Path) -> None:
     assert "mixed slice orientations" in left.reason
 
 
+def test_a_localizer_within_a_series_is_left_out_alone(tmp_path: Path) -> None:
+    stored = write_series(tmp_path / PATIENT_NAME, SeriesInstanceUID="1.2.3")
+    scout = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "ImageOrientationPatient": list(CORONAL)}
+    position = {"ImagePositionPatient": [0, 0, 0], "SeriesInstanceUID": "1.2.3"}
+    write_slice(tmp_path / PATIENT_NAME / "A", np.zeros((30, 30), np.int16), **scout, **position)
+    found = find_cases(tmp_path)
+    (case,), (left,) = found.cases, found.left_out
+    np.testing.assert_array_equal(load_image(case["image"]).numpy(), stored.transpose(2, 1, 0))
+    assert left == (f"{PATIENT_NAME}/A", "a localizer within a series")
+    assert left.case_id.startswith("image-") and PATIENT_NAME not in left.case_id
+    (tmp_path / PATIENT_NAME / "IM0002").unlink()
+    assert "slices are missing" in find_cases(tmp_path).bad[0].reason
+
+
 @pytest.mark.parametrize(("gap", "slices"), [((3,), 7), ((1, 2), 6)])
 def test_missing_slices_stop_the_run_and_are_named(tmp_path: Path, gap: tuple, slices: int) -> None:
     write_series(tmp_path / "s", slices=slices, skip=gap, SeriesNumber=12)
