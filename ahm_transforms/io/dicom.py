@@ -198,7 +198,7 @@ def _read_header(path: Path) -> _Header:
     header, preamble = _read_dataset(path)
 
     def text(tag: str) -> str:
-        return sys.intern(str(header.get(tag) or ""))
+        return sys.intern(str(header.get(tag) or "").strip())  # an ID with a blank before it is the same ID
 
     def count(tag: str) -> int:
         return int(header.get(tag) or 0)
@@ -253,10 +253,11 @@ def _add_series(found: Found, uid: str, slices: list[_Header], root: Path) -> No
 
 
 def _case(uid: str, slices: Sequence[_Header]) -> Case:
+    patient = max(header.patient for header in slices)  # the only one, but some slices may lack it
     return {
         "image": [header.file for header in slices],
         "case_id": f"series-{short_hash(uid)}",
-        "patient_id": f"patient-{short_hash(slices[0].patient or slices[0].study or uid)}",
+        "patient_id": f"patient-{short_hash(patient or slices[0].study or uid)}",
     }
 
 
@@ -266,6 +267,9 @@ def _not_a_series(slices: Sequence[_Header]) -> str | None:
         return f"{without} of {len(slices)} file(s) with {_NO_PREAMBLE}"
     if not slices[0].series:
         return f"{len(slices)} file(s) without SeriesInstanceUID, which says what belongs together"
+    patients = len({header.patient for header in slices} - {""})
+    if patients > 1:
+        return f"slices of {patients} patients (PatientID) in one series"
     return None
 
 

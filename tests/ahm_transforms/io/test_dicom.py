@@ -404,6 +404,35 @@ def write_colour_slice(path: Path, place: float, **tags: object) -> None:
     write_slice(path, np.zeros((8, 8), np.int16), **(colour | geometry | tags))
 
 
+@pytest.mark.parametrize("patient", ["p1 ", " p1", "  p1  "])
+def test_blanks_around_an_id_make_no_other_patient(tmp_path: Path, patient: str) -> None:
+    write_series(tmp_path / "a", PatientID="p1")
+    write_series(tmp_path / "b", PatientID=patient)
+    assert len({case["patient_id"] for case in find_cases(tmp_path).cases}) == 1
+
+
+def change(path: Path, **tags: object) -> None:
+    dataset = dcmread(path)
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    dataset.save_as(path)
+
+
+def test_a_series_of_two_patients_stops_the_run(tmp_path: Path) -> None:
+    write_series(tmp_path / "s")
+    change(tmp_path / "s/IM0002", PatientID="OTHER-1")
+    with pytest.raises(BadCasesError, match=r"series 3 in s: slices of 2 patients \(PatientID\) in one") as caught:
+        load_cases(tmp_path)
+    assert "OTHER-1" not in str(caught.value) and PATIENT_ID not in str(caught.value)
+
+
+def test_slices_that_lack_the_patient_are_of_the_others(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    patient = only_case(tmp_path)["patient_id"]
+    change(tmp_path / "a/IM0000", PatientID="")
+    assert only_case(tmp_path)["patient_id"] == patient
+
+
 def test_colour_slices_are_refused_where_one_channel_is_wanted(tmp_path: Path) -> None:
     uid = generate_uid()
     for index in range(3):
