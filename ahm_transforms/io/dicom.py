@@ -34,6 +34,8 @@ _TAGS = [
     "BitsAllocated",
     "SamplesPerPixel",
     "PixelSpacing",
+    "SliceThickness",
+    "SpacingBetweenSlices",
     "ImagePositionPatient",
     "ImageOrientationPatient",
 ]
@@ -42,6 +44,8 @@ _ORIENTATION_TOLERANCE = 1e-3
 _GAP_FACTOR = 1.5  # a gap this many times the usual one means that a slice is missing
 _UNEVEN = 0.25  # of the mean gap: how far a slice may lie from where one spacing puts it
 _SHIFTED = 0.25  # of a pixel: how far a slice may lie beside the line through the first one along the normal
+_SPARSE = 0.6  # of the gap found: a smaller one in the header means that slices are missing between all others
+_THICKNESS_TOLERANCE = 1.01
 _DICOM_SUFFIXES = (".dcm", ".ima")
 _PREAMBLE_BYTES = 132
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")  # of a data set, little endian
@@ -71,6 +75,7 @@ class _Header(NamedTuple):
     spacing: tuple[float, ...]
     position: tuple[float, ...]
     orientation: tuple[float, ...]
+    gap: float
     localizer: bool
     preamble: bool
 
@@ -80,10 +85,10 @@ def find_series(paths: Sequence[Path], *, root: Path) -> Found:
 
     Files that are no DICOM are passed over; empty ones among slices and those called .dcm or .ima are bad.
     Localizers, single slices, multi-frame files and series that hold several volumes are left out; mixed sizes, missing
-    slices, uneven distances, slices that are shifted against each other (gantry tilt), and files without preamble or
-    SeriesInstanceUID are bad. Names in the report are the series number and the folder below ``root``. ``patient_id``
-    and ``case_id`` are short hashes of PatientID and SeriesInstanceUID: pseudonyms, which somebody who holds a list of
-    patients could still match. What is bad or left out has a ``case_id`` of that kind too.
+    slices, uneven distances, slices that are shifted against each other (gantry tilt) or of several patients, and files
+    without preamble or SeriesInstanceUID are bad. Names in the report are the series number and the folder below
+    ``root``. ``patient_id`` and ``case_id`` are short hashes of PatientID and SeriesInstanceUID: pseudonyms, which
+    somebody who holds a list of patients could still match. What is bad or left out has a ``case_id`` of that kind too.
     """
     found = Found()
     series: dict[str, dict[str, _Header]] = defaultdict(dict)
@@ -227,9 +232,25 @@ def _read_header(path: Path) -> _Header:
         spacing=numbers("PixelSpacing", 2),
         position=numbers("ImagePositionPatient", 3),
         orientation=numbers("ImageOrientationPatient", 6),
+        gap=_stated_gap_mm(header),
         localizer="LOCALIZER" in kinds,
         preamble=preamble,
     )
+
+
+def _stated_gap_mm(header: pydicom.Dataset) -> float:
+    """Return how far an MR scanner says its slices lie apart, from centre to centre, or 0.
+
+    In CT and in images derived from others the tag is often wrong. Some scanners write what is between two slices
+    instead, which is less than the slices are thick.
+    """
+    if header.get("Modality") != "MR" or "DERIVED" in (header.get("ImageType") or ()):
+        return 0.0
+    try:
+        gap, thickness = (abs(float(header.get(tag) or 0)) for tag in ("SpacingBetweenSlices", "SliceThickness"))
+    except (TypeError, ValueError):  # nothing else needs them
+        return 0.0
+    return gap if 0 < thickness < _THICKNESS_TOLERANCE * gap else 0.0
 
 
 def _add_series(found: Found, uid: str, slices: list[_Header], root: Path) -> None:
@@ -334,6 +355,9 @@ def _damage(slices: Sequence[_Header]) -> str | None:
     if off > _UNEVEN * gaps.mean():
         told = f"uneven slice distances: {gaps.min():.2f} to {gaps.max():.2f} mm"
         return f"{told}, with one spacing for all, slices would lie up to {off:.1f} mm off"
+    stated = max(header.gap for header in slices)
+    if 0 < stated < _SPARSE * usual:
+        return f"slices are missing: they are {usual:.2f} mm apart, SpacingBetweenSlices says {stated:.2f} mm"
     shift = _shift_mm(slices)
     if shift > _SHIFTED * min(slices[0].spacing or (1.0,)):
         told = f"slices are shifted against each other by up to {shift:.1f} mm, as by a tilted gantry"

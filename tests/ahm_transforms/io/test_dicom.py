@@ -159,6 +159,37 @@ def test_missing_slices_stop_the_run_and_are_named(tmp_path: Path, gap: tuple, s
     assert f"{2 * (len(gap) + 1):.2f} mm after slice {gap[0]}" in str(caught.value)
 
 
+def test_every_second_slice_missing_stops_the_run(tmp_path: Path) -> None:
+    write_series(tmp_path / "s", slices=12, skip=range(1, 12, 2), SpacingBetweenSlices=-2.0)
+    told = r"series 3 in s: slices are missing: they are 4\.00 mm apart, SpacingBetweenSlices says 2\.00 mm"
+    with pytest.raises(BadCasesError, match=told):
+        load_cases(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"SpacingBetweenSlices": 3.0, "SliceThickness": 3.0},
+        {"SpacingBetweenSlices": 1.0, "SliceThickness": 3.0},  # what lies between two slices
+        {"SpacingBetweenSlices": 0.5, "SliceThickness": 0.5, "Modality": "CT"},
+        {"SpacingBetweenSlices": 0.5, "SliceThickness": 0.5, "ImageType": ["DERIVED", "SECONDARY", "MPR"]},
+        {"SpacingBetweenSlices": 0.5, "SliceThickness": None},
+        {"SpacingBetweenSlices": 2.0, "SliceThickness": 8.0, "gap_mm": 2.0},  # slices overlap
+    ],
+    ids=["usual", "between", "CT", "derived", "no thickness", "overlap"],
+)
+def test_gaps_by_design_are_none(tmp_path: Path, tags: dict) -> None:
+    write_series(tmp_path, **({"gap_mm": 4.0} | tags))
+    assert len(find_cases(tmp_path).cases) == 1
+
+
+def test_a_distance_that_is_no_number_does_not_matter(tmp_path: Path) -> None:
+    write_series(tmp_path, SpacingBetweenSlices=2.25)
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes().replace(b"2.25", b"2.x5"))
+    assert len(find_cases(tmp_path).cases) == 1
+
+
 @pytest.mark.parametrize("few_close", [True, False], ids=["3 mm mostly", "half and half"])
 def test_two_slice_distances_stop_the_run(tmp_path: Path, few_close: bool) -> None:
     close = 11 if few_close else 20  # the head in slices of 1.5 mm, then in slices of 3 mm
