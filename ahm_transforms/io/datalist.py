@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ahm_transforms.io._types import PARTS, Case, Found, LeftOut, Source
-from ahm_transforms.io.dicom import find_series
+from ahm_transforms.io.dicom import find_series, is_dicom
 from ahm_transforms.io.find import case_of_file, visible_files
 from ahm_transforms.io.json_file import read_json
 
@@ -24,10 +24,10 @@ def read_datalist(
 ) -> Source:
     """Return the cases of all lists and which of them are listed for validation and test.
 
-    An entry is a path, or a dictionary with ``image`` (a path, the sorted files of one DICOM series, or the folder that
-    holds one) and, if known, ``patient_id`` or ``subject``, ``label`` and ``mask``, which are handed on as they are.
-    Paths are relative to ``dataset_dir``, or else to the JSON file, if it is one. A ``test`` list without labels beside
-    a ``training`` list with labels, as in the Decathlon, is passed over: it can test nothing.
+    An entry is a path, or a dictionary with ``image`` (a path, the files of one DICOM series in any order, or the
+    folder that holds one) and, if known, ``patient_id`` or ``subject``, ``label`` and ``mask``, which are handed on as
+    they are. Paths are relative to ``dataset_dir``, or else to the JSON file, if it is one. A ``test`` list without
+    labels beside a ``training`` list with labels, as in the Decathlon, is passed over: it can test nothing.
 
     Raises:
         FileNotFoundError: the datalist does not exist.
@@ -70,10 +70,14 @@ def _add(source: Source, part: str, entry: Any, where: str, patient_pattern: str
     if not files or not all(isinstance(name, str) for name in files):
         raise ValueError(f'{where} must be a path or a dictionary with "image", got {entry!r}.')
     patient = next((str(entry[key]) for key in _PATIENT_KEYS if key in entry), None)
-    if isinstance(image, str) and (source.root / image).is_dir():
-        case = _series(source, image)
+    paths = [source.root / name for name in files]
+    if isinstance(image, str) and paths[0].is_dir():
+        case = _series_in_folder(source, image)
+    elif len(paths) > 1 and any(is_dicom(path) for path in paths):
+        case = _series_of_files(source, paths)
     else:
-        case = _files(source.root, image, None if patient else patient_pattern)
+        case = case_of_file(paths[0], root=source.root, patient_pattern=None if patient else patient_pattern)
+        case["image"] = case["image"] if isinstance(image, str) else [str(path) for path in paths]
     if case is not None:
         case["patient_id"] = patient or case["patient_id"]
         source.found.cases.append(case | {key: entry[key] for key in _LABEL_KEYS if key in entry})
@@ -81,18 +85,24 @@ def _add(source: Source, part: str, entry: Any, where: str, patient_pattern: str
             source.listed[case["case_id"]] = part
 
 
-def _files(root: Path, image: Any, patient_pattern: str | None) -> Case:
-    paths = [root / name for name in ([image] if isinstance(image, str) else image)]
-    case = case_of_file(paths[0], root=root, patient_pattern=patient_pattern)
-    return case if isinstance(image, str) else {**case, "image": [str(name) for name in paths]}
-
-
-def _series(source: Source, image: str) -> Case | None:
-    """Return the one DICOM series in a folder; anything else is a bad case."""
+def _series_in_folder(source: Source, image: str) -> Case | None:
     folder = source.root / image
-    found = find_series(visible_files(folder)[0], root=folder)
+    return _only_series(source, image, find_series(visible_files(folder)[0], root=folder))
+
+
+def _series_of_files(source: Source, paths: Sequence[Path]) -> Case | None:
+    found = find_series(paths, root=source.root)
+    used = {name for case in found.cases for name in case["image"]}
+    others = [path.name for path in paths if str(path) not in used]
+    if used and others and not found.bad:
+        found.bad.append(LeftOut(others[0], f"one of {len(others)} file(s) that are none of its slices"))
+    return _only_series(source, f"{paths[0].name} and {len(paths) - 1} more", found)
+
+
+def _only_series(source: Source, name: str, found: Found) -> Case | None:
+    """Return the one DICOM series that was found; anything else is a bad case."""
     if len(found.cases) == 1 and not found.bad:
         return found.cases[0]
     reasons = "; ".join(f"{name}: {reason}" for name, reason in [*found.bad, *found.left_out])
-    source.found.bad.append(LeftOut(image, f"expected one DICOM series in it, found {len(found.cases)}. {reasons}"))
+    source.found.bad.append(LeftOut(name, f"expected one DICOM series in it, found {len(found.cases)}. {reasons}"))
     return None

@@ -7,7 +7,7 @@ import hashlib
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +34,8 @@ _TAGS = [
     "BitsAllocated",
     "SamplesPerPixel",
     "PixelSpacing",
+    "SliceThickness",
+    "SpacingBetweenSlices",
     "ImagePositionPatient",
     "ImageOrientationPatient",
 ]
@@ -41,6 +43,11 @@ _UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEn
 _ORIENTATION_TOLERANCE = 1e-3
 _GAP_FACTOR = 1.5  # a gap this many times the usual one means that a slice is missing
 _UNEVEN = 0.25  # of the mean gap: how far a slice may lie from where one spacing puts it
+_SHIFTED = 0.25  # of a pixel: how far a slice may lie beside the line through the first one along the normal
+_SPARSE = 0.6  # of the gap found: a smaller one in the header means that slices are missing between all others
+_THICKNESS_TOLERANCE = 1.01
+_DICOM_SUFFIXES = (".dcm", ".ima")
+_PREAMBLE_BYTES = 132
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")  # of a data set, little endian
 _NO_PREAMBLE = (
     "no DICOM preamble (128 bytes and DICM); write such a file anew with dcmtk's dcmconv, or with pydicom: "
@@ -68,6 +75,7 @@ class _Header(NamedTuple):
     spacing: tuple[float, ...]
     position: tuple[float, ...]
     orientation: tuple[float, ...]
+    gap: float
     localizer: bool
     preamble: bool
 
@@ -75,31 +83,35 @@ class _Header(NamedTuple):
 def find_series(paths: Sequence[Path], *, root: Path) -> Found:
     """Return one case for each DICOM series among ``paths``, its files sorted along the slice normal.
 
-    Files that are no DICOM are passed over. Localizers, single slices, multi-frame files and series that hold several
-    volumes are left out; mixed sizes, missing slices, uneven distances, and files without preamble or SeriesInstanceUID
-    are bad. Names in the report are the series number and the folder below ``root``. ``patient_id`` and ``case_id``
-    are short hashes of PatientID and SeriesInstanceUID: pseudonyms, which somebody who holds a list of patients could
-    still match. What is bad or left out has a ``case_id`` of that kind too.
+    Files that are no DICOM are passed over; empty ones among slices and those called .dcm or .ima are bad.
+    Localizers, single slices, multi-frame files and series that hold several volumes are left out; mixed sizes, missing
+    slices, uneven distances, slices that are shifted against each other (gantry tilt) or of several patients, and files
+    without preamble or SeriesInstanceUID are bad. Names in the report are the series number and the folder below
+    ``root``. ``patient_id`` and ``case_id`` are short hashes of PatientID and SeriesInstanceUID: pseudonyms, which
+    somebody who holds a list of patients could still match. What is bad or left out has a ``case_id`` of that kind too.
     """
     found = Found()
     series: dict[str, dict[str, _Header]] = defaultdict(dict)
+    others: list[Path] = []
     for path in with_bar(paths, "Reading DICOM headers", len(paths)):
         try:
             header = _read_header(path)
         except InvalidDicomError:
+            others.append(path)
             continue
         except Exception as error:  # pydicom raises whatever a damaged header makes it stumble over
-            name, reason = path.relative_to(root).as_posix(), str(error).replace(f"{path.parent}{os.sep}", "")
-            bad = LeftOutCase(name, f"unreadable DICOM header: {reason}", f"image-{short_hash(name)}")
-            found.bad.append(bad)
+            reason = str(error).replace(f"{path.parent}{os.sep}", "")
+            found.bad.append(_left_out_file(path, root, f"unreadable DICOM header: {reason}"))
             continue
         if not header.series and not header.rows and header.preamble:
             continue  # DICOMDIR and the like
         # the same slice stored twice (a copy of the study, say) counts once
-        uid = header.series or path.parent.relative_to(root).as_posix()
+        uid = header.series or _below(root, path.parent)
         series[uid].setdefault(header.instance or str(path), header)
     for uid, slices in series.items():
         _add_series(found, uid, list(slices.values()), root)
+    names = {_kind_of_name(Path(header.file)) for slices in series.values() for header in slices.values()}
+    found.bad += [_left_out_file(path, root, reason) for path in others if (reason := _lost(path, names))]
     return found
 
 
@@ -127,12 +139,46 @@ def short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def is_dicom(path: Path) -> bool:
+    """Return whether a file is DICOM, with or without preamble, whose header can be read."""
+    try:
+        _read_dataset(path)
+    except Exception:  # pydicom raises whatever a damaged header makes it stumble over
+        return False
+    return True
+
+
 def transfer_syntax(path: str | Path) -> str:
     """Return the name of a DICOM file's transfer syntax, or an empty text for any other file."""
     try:
         return str(pydicom.dcmread(path, specific_tags=[], stop_before_pixels=True).file_meta.TransferSyntaxUID.name)
     except (InvalidDicomError, OSError, AttributeError):
         return ""
+
+
+def _below(root: Path, path: Path) -> str:
+    """Return how reports call a file or folder; the lists of a datalist may hold some from elsewhere."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
+def _left_out_file(path: Path, root: Path, reason: str) -> LeftOutCase:
+    name = _below(root, path)
+    return LeftOutCase(name, reason, f"image-{short_hash(name)}")
+
+
+def _kind_of_name(path: Path) -> tuple[Path, str]:
+    """Return folder and suffix; what follows the last dot of a UID is none."""
+    suffix = path.suffix.lower()
+    return path.parent, "" if suffix[1:].isdigit() else suffix
+
+
+def _lost(path: Path, names: Collection[tuple[Path, str]]) -> str:
+    """Return why a file ought to be DICOM: its suffix says so, or it is empty and named as slices beside it."""
+    named = path.suffix.lower() in _DICOM_SUFFIXES
+    with path.open("rb") as file:
+        if any(file.read(_PREAMBLE_BYTES)):
+            return "no DICOM, although its name says so" if named else ""
+    return "empty, or zeros where DICOM begins" if named or _kind_of_name(path) in names else ""
 
 
 def _read_dataset(path: Path) -> tuple[pydicom.Dataset, bool]:
@@ -157,7 +203,7 @@ def _read_header(path: Path) -> _Header:
     header, preamble = _read_dataset(path)
 
     def text(tag: str) -> str:
-        return sys.intern(str(header.get(tag) or ""))
+        return sys.intern(str(header.get(tag) or "").strip())  # an ID with a blank before it is the same ID
 
     def count(tag: str) -> int:
         return int(header.get(tag) or 0)
@@ -186,13 +232,33 @@ def _read_header(path: Path) -> _Header:
         spacing=numbers("PixelSpacing", 2),
         position=numbers("ImagePositionPatient", 3),
         orientation=numbers("ImageOrientationPatient", 6),
+        gap=_stated_gap_mm(header),
         localizer="LOCALIZER" in kinds,
         preamble=preamble,
     )
 
 
+def _stated_gap_mm(header: pydicom.Dataset) -> float:
+    """Return how far an MR scanner says its slices lie apart, from centre to centre, or 0.
+
+    In CT and in images derived from others the tag is often wrong. Some scanners write what is between two slices
+    instead, which is less than the slices are thick.
+    """
+    if header.get("Modality") != "MR" or "DERIVED" in (header.get("ImageType") or ()):
+        return 0.0
+    try:
+        gap, thickness = (abs(float(header.get(tag) or 0)) for tag in ("SpacingBetweenSlices", "SliceThickness"))
+    except (TypeError, ValueError):  # nothing else needs them
+        return 0.0
+    return gap if 0 < thickness < _THICKNESS_TOLERANCE * gap else 0.0
+
+
 def _add_series(found: Found, uid: str, slices: list[_Header], root: Path) -> None:
-    folder = Path(slices[0].file).parent.relative_to(root).as_posix()
+    scouts = [header for header in slices if header.localizer]
+    if len(scouts) < len(slices):
+        slices = [header for header in slices if not header.localizer]
+        found.left_out += [_left_out_file(Path(scout.file), root, "a localizer within a series") for scout in scouts]
+    folder = _below(root, Path(slices[0].file).parent)
     name, case_id = f"series {slices[0].number or '?'} in {folder}", f"series-{short_hash(uid)}"
     if reason := _not_a_series(slices):
         found.bad.append(LeftOutCase(name, reason, case_id))
@@ -208,10 +274,11 @@ def _add_series(found: Found, uid: str, slices: list[_Header], root: Path) -> No
 
 
 def _case(uid: str, slices: Sequence[_Header]) -> Case:
+    patient = max(header.patient for header in slices)  # the only one, but some slices may lack it
     return {
         "image": [header.file for header in slices],
         "case_id": f"series-{short_hash(uid)}",
-        "patient_id": f"patient-{short_hash(slices[0].patient or slices[0].study or uid)}",
+        "patient_id": f"patient-{short_hash(patient or slices[0].study or uid)}",
     }
 
 
@@ -221,6 +288,9 @@ def _not_a_series(slices: Sequence[_Header]) -> str | None:
         return f"{without} of {len(slices)} file(s) with {_NO_PREAMBLE}"
     if not slices[0].series:
         return f"{len(slices)} file(s) without SeriesInstanceUID, which says what belongs together"
+    patients = len({header.patient for header in slices} - {""})
+    if patients > 1:
+        return f"slices of {patients} patients (PatientID) in one series"
     return None
 
 
@@ -249,15 +319,28 @@ def _not_a_volume(slices: Sequence[_Header]) -> str | None:
     return None
 
 
-def _positions_mm(slices: Sequence[_Header]) -> np.ndarray:
+def _normal(slices: Sequence[_Header]) -> np.ndarray:
     normal = np.cross(slices[0].orientation[:3], slices[0].orientation[3:])
-    return np.array([header.position for header in slices]) @ normal
+    return normal / (np.linalg.norm(normal) or 1.0)
+
+
+def _positions_mm(slices: Sequence[_Header]) -> np.ndarray:
+    return np.array([header.position for header in slices]) @ _normal(slices)
+
+
+def _shift_mm(slices: Sequence[_Header]) -> float:
+    """Return how far slices lie beside the line through the first one along the normal, where the affine puts them."""
+    way = np.array([header.position for header in slices]) - slices[0].position
+    normal = _normal(slices)
+    return float(np.linalg.norm(way - np.outer(way @ normal, normal), axis=1).max())
 
 
 def _damage(slices: Sequence[_Header]) -> str | None:
     sizes = sorted({(header.columns, header.rows) for header in slices})
     if len(sizes) > 1:
         return f"slices of mixed sizes: {', '.join(f'{w} x {h}' for w, h in sizes)}"
+    if len({header.samples or 1 for header in slices}) > 1:
+        return "grey and colour slices in one series"
     spacings = {header.spacing for header in slices}
     if len(spacings) > 1:
         return f"slices of mixed pixel spacings: {sorted(spacings)} mm"
@@ -272,6 +355,13 @@ def _damage(slices: Sequence[_Header]) -> str | None:
     if off > _UNEVEN * gaps.mean():
         told = f"uneven slice distances: {gaps.min():.2f} to {gaps.max():.2f} mm"
         return f"{told}, with one spacing for all, slices would lie up to {off:.1f} mm off"
+    stated = max(header.gap for header in slices)
+    if 0 < stated < _SPARSE * usual:
+        return f"slices are missing: they are {usual:.2f} mm apart, SpacingBetweenSlices says {stated:.2f} mm"
+    shift = _shift_mm(slices)
+    if shift > _SHIFTED * min(slices[0].spacing or (1.0,)):
+        told = f"slices are shifted against each other by up to {shift:.1f} mm, as by a tilted gantry"
+        return f"{told}; dcm2niix corrects a tilt and writes the series as NIfTI"
     short = [header for header in slices if _is_truncated(header)]
     return f"{len(short)} file(s) end early, such as {Path(short[0].file).name}" if short else None
 

@@ -115,12 +115,22 @@ def load_image(image: Sequence[PathLike] | PathLike, *, reader: CaseReader | Non
 
 
 class _SeriesReader(ITKReader):
-    """Take a list of files as the slices of one volume, where `ITKReader` would stack them as channels."""
+    """Take a list of files as the slices of one volume, where `ITKReader` would stack them as channels.
+
+    Grey values are read as float32: ITK would press all slices into the type of the first one, unsigned integers for
+    instance, where slices may differ in bits, sign and rescale slope.
+    """
 
     def read(self, data: Sequence[PathLike], **kwargs: Any) -> Any:
         import itk  # slow to import, and needed for DICOM alone
 
-        return itk.imread(list(data), **{**self.kwargs, **kwargs})
+        files = [str(name) for name in data]
+        first = itk.ImageIOFactory.CreateImageIO(files[0], itk.CommonEnums.IOFileMode_ReadMode)
+        if first is not None:  # else imread says what is wrong
+            first.SetFileName(files[0])
+            first.ReadImageInformation()
+        grey = first is not None and first.GetNumberOfComponents() == 1
+        return itk.imread(files, **{"pixel_type": itk.F if grey else None, **self.kwargs, **kwargs})
 
 
 def has_suffix(path: PathLike, suffixes: Sequence[str]) -> bool:

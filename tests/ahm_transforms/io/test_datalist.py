@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ahm_transforms.io import BadCasesError, load_cases
+from ahm_transforms.io import BadCasesError, find_cases, load_cases
 from tests.fixtures_data import write_nifti, write_series
 
 
@@ -61,6 +61,54 @@ def test_folders_without_or_with_several_series_are_bad_cases(tmp_path: Path) ->
     reasons = dict(caught.value.bad)
     assert reasons["two"].startswith("expected one DICOM series in it, found 2")
     assert "slices are missing" in reasons["gap"]
+
+
+def test_the_files_of_a_series_are_sorted_and_tell_what_they_are(tmp_path: Path) -> None:
+    for name in "ab":
+        write_series(tmp_path / name, PatientID=name)
+    names = [f"IM000{index}" for index in (2, 0, 4, 1, 5, 3)]
+    entries: list = [{"image": [f"{folder}/{name}" for name in names]} for folder in "ab"]
+    entries[1]["patient_id"] = "p"
+    found = {case["case_id"]: case for case in find_cases(tmp_path).cases}
+    first, second = load_cases(datalist={"training": entries}, dataset_dir=tmp_path, val_fraction=0).training
+    if first["patient_id"] == "p":
+        first, second = second, first
+    assert first == found[first["case_id"]]
+    assert second == found[second["case_id"]] | {"patient_id": "p"}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_files_that_are_not_one_series_are_bad_cases(tmp_path: Path, reverse: bool) -> None:
+    write_series(tmp_path / "data/a", slices=8, SeriesNumber=1)
+    write_series(tmp_path / "data/b", SeriesNumber=2)
+    write_series(tmp_path / "away/c", SeriesNumber=3)
+    write_nifti(tmp_path / "data/other.nii.gz")
+    a, b = ([f"{name}/IM000{index}" for index in range(6)] for name in "ab")
+    c = [str(tmp_path / f"away/c/IM000{index}") for index in range(6)]
+    wanted = {
+        "gap": ([*a[:3], *a[4:]], r"found 0\. series 1 in a: slices are missing"),
+        "two series": (a + b, r"found 2\. "),
+        "one of another": (
+            [*a, b[2]],
+            r"found 1\. IM0002: one of 1 file\(s\) that are none of its slices; series 2",
+        ),
+        "no DICOM": ([*a, "other.nii.gz"], r"found 1\. other\.nii\.gz: one of 1 file"),
+        "not there": ([*a, "gone"], r"found 1\. gone: unreadable DICOM header: [^;]*$"),
+        "elsewhere": ([*c[:3], *c[4:]], r"found 0\. series 3 in c: slices are missing"),
+    }
+    for files, reason in wanted.values():
+        image = files[::-1] if reverse else files
+        content: dict = {"training": [{"image": image}]}
+        told = rf"{Path(image[0]).name} and {len(image) - 1} more: expected one DICOM series in it, {reason}"
+        with pytest.raises(BadCasesError, match=told):
+            load_cases(datalist=content, dataset_dir=tmp_path / "data", val_fraction=0)
+
+
+def test_a_list_of_other_files_stays_as_it_is(tmp_path: Path) -> None:
+    entry = {"image": ["imagesTr/b.nii.gz", "imagesTr/a.nii.gz"]}
+    (case,) = load_cases(datalist=write(tmp_path, {"training": [entry]}), val_fraction=0).training
+    assert case["image"] == [str(tmp_path / name) for name in entry["image"]]
+    assert case["case_id"] == "imagesTr_b"
 
 
 def test_patients_come_from_the_entry_or_the_pattern(tmp_path: Path) -> None:

@@ -70,6 +70,31 @@ def test_rescale_slope_and_intercept_are_applied(tmp_path: Path) -> None:
     np.testing.assert_array_equal(image.numpy(), stored.transpose(2, 1, 0) * 2.0 - 1024)
 
 
+@pytest.mark.parametrize(
+    "stored_as",
+    [
+        [{"RescaleSlope": 1}, {"RescaleSlope": "0.25"}, {"RescaleSlope": "1.5"}],
+        [{"PixelRepresentation": 0}, {"RescaleIntercept": -1024}, {"PixelRepresentation": 0, "RescaleIntercept": -9}],
+        [{}, {"PixelRepresentation": 0}, {"PixelRepresentation": 0, "BitsStored": 12, "HighBit": 11}],
+        [{"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "PixelRepresentation": 0}, {}, {"RescaleSlope": "0.5"}],
+    ],
+    ids=["slope", "intercept", "sign", "bits"],
+)
+def test_slices_that_are_stored_differently_keep_their_values(tmp_path: Path, stored_as: list) -> None:
+    uid, wanted = generate_uid(), []
+    for index, tags in enumerate(stored_as):
+        unsigned = tags.get("PixelRepresentation") == 0
+        kind = np.dtype(f"{'u' if unsigned else 'i'}{tags.get('BitsAllocated', 16) // 8}")
+        highest = 2 ** tags.get("BitsStored", 16 if unsigned else 15) - 1
+        values = np.linspace(0 if unsigned else -highest, highest, 80).astype(kind).reshape(8, 10)
+        place = {"ImagePositionPatient": [0, 0, index], "ImageOrientationPatient": list(AXIAL)}
+        pixels = {"SeriesInstanceUID": uid, "PixelData": values.tobytes()}
+        write_slice(tmp_path / str(index), values, **(place | pixels | tags))
+        slope, intercept = float(tags.get("RescaleSlope", 1)), float(tags.get("RescaleIntercept", 0))
+        wanted.append(values.astype(np.float32) * slope + intercept)
+    np.testing.assert_array_equal(load_image(only_case(tmp_path)["image"]).numpy(), np.stack(wanted).transpose(2, 1, 0))
+
+
 def test_reader_works_in_monai_load_image(tmp_path: Path) -> None:
     from monai.transforms import LoadImage
 
@@ -112,12 +137,57 @@ def test_mixed_orientations_are_a_localizer(tmp_path: Path) -> None:
     assert "mixed slice orientations" in left.reason
 
 
+def test_a_localizer_within_a_series_is_left_out_alone(tmp_path: Path) -> None:
+    stored = write_series(tmp_path / PATIENT_NAME, SeriesInstanceUID="1.2.3")
+    scout = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "ImageOrientationPatient": list(CORONAL)}
+    position = {"ImagePositionPatient": [0, 0, 0], "SeriesInstanceUID": "1.2.3"}
+    write_slice(tmp_path / PATIENT_NAME / "A", np.zeros((30, 30), np.int16), **scout, **position)
+    found = find_cases(tmp_path)
+    (case,), (left,) = found.cases, found.left_out
+    np.testing.assert_array_equal(load_image(case["image"]).numpy(), stored.transpose(2, 1, 0))
+    assert left == (f"{PATIENT_NAME}/A", "a localizer within a series")
+    assert left.case_id.startswith("image-") and PATIENT_NAME not in left.case_id
+    (tmp_path / PATIENT_NAME / "IM0002").unlink()
+    assert "slices are missing" in find_cases(tmp_path).bad[0].reason
+
+
 @pytest.mark.parametrize(("gap", "slices"), [((3,), 7), ((1, 2), 6)])
 def test_missing_slices_stop_the_run_and_are_named(tmp_path: Path, gap: tuple, slices: int) -> None:
     write_series(tmp_path / "s", slices=slices, skip=gap, SeriesNumber=12)
     with pytest.raises(BadCasesError, match=r"series 12 in s: slices are missing: gaps of \d+\.00 mm") as caught:
         load_cases(tmp_path)
     assert f"{2 * (len(gap) + 1):.2f} mm after slice {gap[0]}" in str(caught.value)
+
+
+def test_every_second_slice_missing_stops_the_run(tmp_path: Path) -> None:
+    write_series(tmp_path / "s", slices=12, skip=range(1, 12, 2), SpacingBetweenSlices=-2.0)
+    told = r"series 3 in s: slices are missing: they are 4\.00 mm apart, SpacingBetweenSlices says 2\.00 mm"
+    with pytest.raises(BadCasesError, match=told):
+        load_cases(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"SpacingBetweenSlices": 3.0, "SliceThickness": 3.0},
+        {"SpacingBetweenSlices": 1.0, "SliceThickness": 3.0},  # what lies between two slices
+        {"SpacingBetweenSlices": 0.5, "SliceThickness": 0.5, "Modality": "CT"},
+        {"SpacingBetweenSlices": 0.5, "SliceThickness": 0.5, "ImageType": ["DERIVED", "SECONDARY", "MPR"]},
+        {"SpacingBetweenSlices": 0.5, "SliceThickness": None},
+        {"SpacingBetweenSlices": 2.0, "SliceThickness": 8.0, "gap_mm": 2.0},  # slices overlap
+    ],
+    ids=["usual", "between", "CT", "derived", "no thickness", "overlap"],
+)
+def test_gaps_by_design_are_none(tmp_path: Path, tags: dict) -> None:
+    write_series(tmp_path, **({"gap_mm": 4.0} | tags))
+    assert len(find_cases(tmp_path).cases) == 1
+
+
+def test_a_distance_that_is_no_number_does_not_matter(tmp_path: Path) -> None:
+    write_series(tmp_path, SpacingBetweenSlices=2.25)
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes().replace(b"2.25", b"2.x5"))
+    assert len(find_cases(tmp_path).cases) == 1
 
 
 @pytest.mark.parametrize("few_close", [True, False], ids=["3 mm mostly", "half and half"])
@@ -128,11 +198,43 @@ def test_two_slice_distances_stop_the_run(tmp_path: Path, few_close: bool) -> No
         load_cases(tmp_path)
 
 
-def test_distances_that_are_rounded_are_even(tmp_path: Path) -> None:
+def write_at(folder: Path, places: list[list[float]], orientation: tuple) -> None:
     uid = generate_uid()
-    for index, place in enumerate(np.linspace(0, 20.8, 33).round(1).tolist()):  # 0.6 or 0.7 mm
-        geometry = {"ImagePositionPatient": [0, 0, place], "ImageOrientationPatient": list(AXIAL)}
-        write_slice(tmp_path / str(index), np.zeros((8, 8), np.int16), SeriesInstanceUID=uid, **geometry)
+    for index, place in enumerate(places):
+        geometry = {"ImagePositionPatient": place, "ImageOrientationPatient": list(orientation)}
+        write_slice(folder / f"IM{index:04d}", np.zeros((8, 8), np.int16), SeriesInstanceUID=uid, **geometry)
+
+
+TILTED = (1.0, 0.0, 0.0, 0.0, 0.939693, -0.342020)  # by 20 degrees about x, where the table moves along z
+
+
+@pytest.mark.parametrize(
+    ("places", "orientation", "shift"),
+    [
+        ([[-30.0, 12.0, 5.0 + 5 * index] for index in range(8)], TILTED, 35 * 0.342020),
+        ([[100.0 * (index % 2), 0.0, 2.0 * index] for index in range(8)], AXIAL, 100.0),
+        ([[0.3 * (index == 2), 0.0, 2.0 * index] for index in range(8)], AXIAL, 0.3),
+    ],
+    ids=["gantry tilt", "two stacks", "one slice"],
+)
+def test_slices_shifted_in_their_plane_stop_the_run(
+    tmp_path: Path, places: list, orientation: tuple, shift: float
+) -> None:
+    write_at(tmp_path / "s", places, orientation)
+    told = rf"series 3 in s: slices are shifted .* by up to {shift:.1f} mm, as by a tilted gantry; dcm2niix"
+    with pytest.raises(BadCasesError, match=told):
+        load_cases(tmp_path)
+
+
+def test_rounding_is_no_shift(tmp_path: Path) -> None:
+    turned = tuple(round(value, 4) for value in OBLIQUE)
+    normal = np.cross(OBLIQUE[:3], OBLIQUE[3:])
+    write_at(tmp_path, [(normal * index).round(2).tolist() for index in range(200)], turned)
+    assert len(find_cases(tmp_path).cases) == 1
+
+
+def test_distances_that_are_rounded_are_even(tmp_path: Path) -> None:
+    write_at(tmp_path, [[0, 0, place] for place in np.linspace(0, 20.8, 33).round(1).tolist()], AXIAL)  # 0.6 or 0.7 mm
     assert len(find_cases(tmp_path).cases) == 1
 
 
@@ -219,6 +321,41 @@ def test_truncated_slice_stops_the_run(tmp_path: Path) -> None:
         load_cases(tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"", bytes(100), bytes(4000)], ids=["empty", "short", "zeros"])
+@pytest.mark.parametrize("name", ["IM0005", "1.2.840.5", "LAST.DCM", "x/last.ima"])
+def test_an_empty_slice_stops_the_run(tmp_path: Path, content: bytes, name: str) -> None:
+    write_series(tmp_path / PATIENT_NAME)
+    (tmp_path / PATIENT_NAME / "IM0005").unlink()
+    path = tmp_path / PATIENT_NAME / name  # the other slices pass for a volume
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    with pytest.raises(BadCasesError, match=f"{name}: empty, or zeros where DICOM begins"):
+        load_cases(tmp_path)
+    cases = load_cases(tmp_path, skip_bad=True, val_fraction=0)
+    assert len(cases.training) == 1
+    (left,) = cases.left_out
+    assert left.name == f"{PATIENT_NAME}/{name}"
+    assert left.case_id.startswith("image-") and PATIENT_NAME not in left.case_id + left.reason
+
+
+def test_what_is_called_dicom_and_is_none_stops_the_run(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    (tmp_path / "b.dcm").write_text("<html>404 Not Found</html>")
+    with pytest.raises(BadCasesError, match=r"b\.dcm: no DICOM, although its name says so"):
+        load_cases(tmp_path)
+
+
+def test_other_files_are_passed_over_empty_or_not(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    write_slice(tmp_path / "DICOMDIR", np.zeros((8, 8), np.int16), SeriesInstanceUID=None, Rows=None)
+    for name in ("LOCKFILE", "a/notes.txt", "a/.hidden", "b/SUCCESS", "b/table.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a/VERSION").write_text("1")
+    found = find_cases(tmp_path)
+    assert len(found.cases) == 1 and not found.bad and not found.left_out
+
+
 def test_number_that_is_none_stops_the_run(tmp_path: Path) -> None:
     write_series(tmp_path)
     path = tmp_path / "IM0002"
@@ -291,26 +428,56 @@ def test_series_of_one_patient_stay_together(tmp_path: Path) -> None:
     assert not training & validation
 
 
+def write_colour_slice(path: Path, place: float, **tags: object) -> None:
+    colour = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "PhotometricInterpretation": "RGB", "BitsAllocated": 8}
+    colour |= {"BitsStored": 8, "HighBit": 7, "PixelRepresentation": 0, "PixelData": bytes(8 * 8 * 3)}
+    geometry = {"ImagePositionPatient": [0, 0, place], "ImageOrientationPatient": list(AXIAL)}
+    write_slice(path, np.zeros((8, 8), np.int16), **(colour | geometry | tags))
+
+
+@pytest.mark.parametrize("patient", ["p1 ", " p1", "  p1  "])
+def test_blanks_around_an_id_make_no_other_patient(tmp_path: Path, patient: str) -> None:
+    write_series(tmp_path / "a", PatientID="p1")
+    write_series(tmp_path / "b", PatientID=patient)
+    assert len({case["patient_id"] for case in find_cases(tmp_path).cases}) == 1
+
+
+def change(path: Path, **tags: object) -> None:
+    dataset = dcmread(path)
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    dataset.save_as(path)
+
+
+def test_a_series_of_two_patients_stops_the_run(tmp_path: Path) -> None:
+    write_series(tmp_path / "s")
+    change(tmp_path / "s/IM0002", PatientID="OTHER-1")
+    with pytest.raises(BadCasesError, match=r"series 3 in s: slices of 2 patients \(PatientID\) in one") as caught:
+        load_cases(tmp_path)
+    assert "OTHER-1" not in str(caught.value) and PATIENT_ID not in str(caught.value)
+
+
+def test_slices_that_lack_the_patient_are_of_the_others(tmp_path: Path) -> None:
+    write_series(tmp_path / "a")
+    patient = only_case(tmp_path)["patient_id"]
+    change(tmp_path / "a/IM0000", PatientID="")
+    assert only_case(tmp_path)["patient_id"] == patient
+
+
 def test_colour_slices_are_refused_where_one_channel_is_wanted(tmp_path: Path) -> None:
     uid = generate_uid()
     for index in range(3):
-        write_slice(
-            tmp_path / f"{index}",
-            np.zeros((8, 8), np.int16),
-            SeriesInstanceUID=uid,
-            ImagePositionPatient=[0, 0, index],
-            ImageOrientationPatient=list(AXIAL),
-            SamplesPerPixel=3,
-            PlanarConfiguration=0,
-            PhotometricInterpretation="RGB",
-            BitsAllocated=8,
-            BitsStored=8,
-            HighBit=7,
-            PixelRepresentation=0,
-            PixelData=bytes(8 * 8 * 3),
-        )
+        write_colour_slice(tmp_path / f"{index}", index, SeriesInstanceUID=uid)
+    assert load_image(only_case(tmp_path)["image"]).shape == (8, 8, 3, 3)
     with pytest.raises(BadCasesError, match=r"3 channel\(s\), expected 1"):
         load_cases(tmp_path, channels=1)
+
+
+def test_a_colour_slice_among_grey_ones_stops_the_run(tmp_path: Path) -> None:
+    write_series(tmp_path / "s", size=(8, 8), SeriesInstanceUID="1.2.3")
+    write_colour_slice(tmp_path / "s/IM0006", 0.0, SeriesInstanceUID="1.2.3", ImagePositionPatient=[-30, 12, 17])
+    with pytest.raises(BadCasesError, match="series 3 in s: grey and colour slices in one series"):
+        load_cases(tmp_path)
 
 
 @pytest.mark.parametrize(

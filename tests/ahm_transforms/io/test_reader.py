@@ -88,6 +88,12 @@ def test_a_folder_is_one_series(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_image(tmp_path).numpy(), stored.transpose(2, 1, 0))
 
 
+def test_files_of_other_kinds_are_stacked(tmp_path: Path) -> None:
+    volumes = [write_nifti(tmp_path / f"{name}.nii.gz") for name in "ab"]
+    image = load_image([str(tmp_path / f"{name}.nii.gz") for name in "ab"])
+    np.testing.assert_array_equal(image.numpy(), np.stack(volumes, axis=-1))
+
+
 def test_error_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.nii.gz"
     write_nifti(path, (20, 20, 20))

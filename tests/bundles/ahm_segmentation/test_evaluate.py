@@ -117,7 +117,7 @@ def test_patients_who_were_trained_on_are_counted_where_the_folder_has_grown(
     after = evaluate(data, tmp_path / "run").parser.get_parsed_content("cases")
     trained, scored = ({case["patient_id"] for case in part} for part in (before.training, after.test))
     assert trained & scored
-    assert f"{len(trained & scored)} of {len(scored)} test patients have names of patients whom the" in caplog.text
+    assert f"{len(trained & scored)} of {len(scored)} test patients have names of patients whom model.pt" in caplog.text
     caplog.clear()
     evaluate(data, tmp_path / "run", evaluate_cases="training")
     assert "have names" not in caplog.text
