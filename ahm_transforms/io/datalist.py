@@ -69,7 +69,7 @@ def _add(source: Source, part: str, entry: Any, where: str, patient_pattern: str
     files: list[Any] = image if isinstance(image, list) else [image]
     if not files or not all(isinstance(name, str) for name in files):
         raise ValueError(f'{where} must be a path or a dictionary with "image", got {entry!r}.')
-    patient = next((str(entry[key]) for key in _PATIENT_KEYS if key in entry), None)
+    patient = next((str(entry[key]) for key in _PATIENT_KEYS if entry.get(key) is not None), None)
     paths = [source.root / name for name in files]
     if isinstance(image, str) and paths[0].is_dir():
         case = _series_in_folder(source, image)

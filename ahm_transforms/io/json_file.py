@@ -24,6 +24,6 @@ def read_json(path: Path, name: str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{name} {path} does not exist.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # Windows writes a byte order mark
     except ValueError as error:
         raise ValueError(f"{name} {path} is not valid JSON: {error}.") from error

@@ -116,10 +116,17 @@ def test_patients_come_from_the_entry_or_the_pattern(tmp_path: Path) -> None:
         {"image": "imagesTr/a.nii.gz", "subject": 7},
         {"image": "imagesTr/b.nii.gz", "patient_id": "p"},
         {"image": "imagesTr/c.nii.gz"},
+        {"image": "imagesTr/d.nii.gz", "patient_id": None},
     ]
     path = write(tmp_path, {"training": entries})
-    cases = load_cases(datalist=path, val_fraction=0, patient_pattern="([c])\\.nii")
-    assert [case["patient_id"] for case in cases.training] == ["7", "p", "c"]
+    cases = load_cases(datalist=path, val_fraction=0, patient_pattern="([cd])\\.nii")
+    assert [case["patient_id"] for case in cases.training] == ["7", "p", "c", "d"]
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    path = write(tmp_path, {"training": ["imagesTr/a.nii.gz"]})
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert len(load_cases(datalist=path, val_fraction=0).training) == 1
 
 
 def test_paths_are_relative_to_the_folder_if_one_is_given(tmp_path: Path) -> None:
