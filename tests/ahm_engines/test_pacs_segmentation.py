@@ -185,7 +185,10 @@ def test_a_model_that_cannot_be_used_fetches_nothing(server: FakePacs, tmp_path:
     assert server.requests == []
 
 
-def test_a_case_that_fails_is_told_by_its_reason(server: FakePacs, model: list[str]) -> None:
+@pytest.mark.parametrize("localizer", [False, True])
+def test_a_case_that_fails_is_told_by_its_reason(server: FakePacs, model: list[str], localizer: bool) -> None:
+    if localizer:
+        server.instances[0].ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
     for image in server.instances:
         image.file_meta.TransferSyntaxUID = pydicom.uid.JPEG2000Lossless
         image["PixelData"].VR = "OB"

@@ -216,7 +216,7 @@ def test_other_classes_than_the_checkpoint_has(volumes: Path, trained: Path, tmp
 
 
 def test_another_network_than_the_checkpoint_has(volumes: Path, trained: Path, tmp_path: Path) -> None:
-    message = message_of(infer, volumes, tmp_path / "out", trained, backbone="basicunet", backbone_args={})
+    message = message_of(infer, volumes, tmp_path / "out", trained, backbone="segresnet", backbone_args={})
     assert "model.pt: 'model' was saved from another architecture" in message
 
 
