@@ -138,11 +138,14 @@ def names_of(paths: PathLike | Sequence[PathLike]) -> str:
 
 def _from_values(values: MetaTensor, label_values: Sequence[int], name: str) -> torch.Tensor:
     plain = values.as_tensor()
-    classes = torch.zeros(plain.shape, dtype=torch.uint8)
-    for index, value in enumerate(label_values, start=1):
-        classes[plain == value] = index
-    unknown = plain[(classes == 0) & (plain != 0)].unique()
-    if len(unknown):
+    known, order = torch.tensor((0, *label_values), dtype=plain.dtype).sort()
+    order, others = order.to(torch.uint8), []
+    classes = torch.empty_like(plain, dtype=torch.uint8)
+    for part, out in zip(plain.unbind(-1), classes.unbind(-1), strict=True):  # indices of all would take much memory
+        index = torch.bucketize(part.contiguous(), known).clamp_(max=len(known) - 1)
+        out.copy_(order[index])
+        others.append(part[known[index] != part])
+    if len(unknown := torch.cat(others).unique()):
         shown = ", ".join(f"{value:g}" for value in unknown[:_VALUES_SHOWN].tolist())
         more = f" and {len(unknown) - _VALUES_SHOWN} more" if len(unknown) > _VALUES_SHOWN else ""
         kind = "" if torch.equal(unknown, unknown.round()) else ", which are not all integers"
