@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ahm_transforms.io import find_cases, find_inputs, load_image
+from ahm_transforms.io import BadCasesError, find_cases, find_inputs, load_cases, load_image
 from tests.fixtures_data import PATIENT_ID, write_nifti, write_series, write_slice
 
 
@@ -35,6 +36,34 @@ def test_labels_and_hidden_files_are_not_images(tmp_path: Path) -> None:
     assert [case["case_id"] for case in found.cases] == ["imagesTr_x"]
     assert [left.name for left in found.left_out] == ["labelsTr/"]
     assert found.left_out[0].case_id.startswith("folder-")
+
+
+def test_links_in_circles_and_to_one_folder_bring_every_scan_once(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "scans/site/a.nii.gz")
+    write_nifti(tmp_path / "elsewhere/b.nii.gz")
+    (tmp_path / "scans/loop").symlink_to(".")
+    (tmp_path / "scans/again").symlink_to("site")
+    for name in ("one", "two"):
+        (tmp_path / "scans" / name).symlink_to(tmp_path / "elsewhere")
+    assert ids(tmp_path / "scans") == ["one_b", "site_a"]
+
+
+def test_a_folder_that_cannot_be_read_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_nifti(tmp_path / "a.nii.gz")
+    write_nifti(tmp_path / "site/locked/b.nii.gz")
+    scan = os.scandir
+
+    def refuse(folder: str) -> object:  # what root, who may run the tests, never meets
+        if Path(folder).name == "locked":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    found = find_cases(tmp_path)
+    assert [case["case_id"] for case in found.cases] == ["a"]
+    assert found.bad == [("site/locked/", "cannot be read: Permission denied")]
+    with pytest.raises(BadCasesError, match="site/locked/: cannot be read: Permission denied"):
+        load_cases(tmp_path)
 
 
 def test_patients_are_found_by_pattern(tmp_path: Path) -> None:
