@@ -14,16 +14,21 @@ from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import torch
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing, is_no_channel
+from PIL import Image
 
 from ahm_transforms.io._types import Case, Geometry, LeftOut
 from ahm_transforms.io.dicom import transfer_syntax
+from ahm_transforms.io.memory import available_memory
 from ahm_transforms.io.progress import with_bar
-from ahm_transforms.io.reader import load_image
+from ahm_transforms.io.reader import NIFTI_SUFFIXES, has_suffix, load_image
 
 LOGGER = logging.getLogger(__name__)
+
+_BYTES_PER_VOXEL = 12  # while one image is read and looked at, with its label
 
 Inspect = Callable[[Case, MetaTensor], frozenset[str]]
 """Look at a case's label beside its image; return the classes that occur, or raise a ValueError with the reason."""
@@ -68,7 +73,7 @@ def check_cases(
     images: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
         images[str(case["image"])].append(case)
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=_workers([group[0]["image"] for group in images.values()])) as pool:
         results = pool.map(lambda group: _check(group, spatial_dims, min_size, channels, inspect), images.values())
         seen = [result for group in with_bar(results, "Checking images", len(images)) for result in group]
     odd = {case_name(result.case): result.odd for result in seen if result.odd}
@@ -96,6 +101,26 @@ def unreadable(error: OSError) -> str:
     """Return what a report says about a file that `load_image` could not read."""
     cause = error.__cause__ or error
     return "cannot be read: " + " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
+
+
+def _workers(images: Sequence[str | list[str]]) -> int:
+    """Return how many images to read at a time: no more than fit in memory if each is as large as the largest."""
+    largest = max(map(_voxels, images), default=0)
+    return max(1, min(8, os.cpu_count() or 1, available_memory() // (_BYTES_PER_VOXEL * max(1, largest))))
+
+
+def _voxels(image: str | list[str]) -> int:
+    """Return what an image's header says; 0 if it cannot be read, of which the check tells the reason."""
+    try:
+        if isinstance(image, list):
+            header = pydicom.dcmread(image[0], specific_tags=["Rows", "Columns"], stop_before_pixels=True)
+            return int(header.Rows) * int(header.Columns) * len(image)
+        if has_suffix(image, NIFTI_SUFFIXES):
+            return math.prod(nib.load(image).shape)
+        with Image.open(image) as picture:
+            return math.prod(picture.size)
+    except Exception:  # every format has its own errors for damaged files
+        return 0
 
 
 def _check(

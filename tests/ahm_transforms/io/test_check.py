@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ahm_transforms.io import BadCasesError, LeftOut, load_cases
-from tests.fixtures_data import real_data, write_nifti
+from ahm_transforms.io import BadCasesError, LeftOut, find_cases, load_cases
+from ahm_transforms.io.check import check_cases
+from tests.fixtures_data import real_data, write_nifti, write_series
 
 
 def truncate(path: Path) -> None:
@@ -88,6 +90,29 @@ def test_sizes_are_compared_in_the_axes_that_the_recipe_sees(tmp_path: Path) -> 
 def test_volumes_serve_2d_and_only_the_slices_must_be_large_enough(tmp_path: Path) -> None:
     write_nifti(tmp_path / "a.nii.gz", (30, 28, 2))
     assert load_cases(tmp_path, spatial_dims=2, min_size=16, val_fraction=0).training
+
+
+@pytest.mark.parametrize(("free", "workers"), [(10**12, 8), (3 * 12 * 16 * 20 * 30, 3), (10, 1)])
+def test_no_more_images_are_read_at_a_time_than_fit_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, workers: int
+) -> None:
+    write_nifti(tmp_path / "a.nii.gz")
+    write_series(tmp_path / "series", slices=30)  # the largest
+    Image.fromarray(np.zeros((20, 20), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "text.nii.gz").write_text("no image")
+    pools: list[int] = []
+
+    def pool(max_workers: int) -> ThreadPoolExecutor:
+        pools.append(max_workers)
+        return ThreadPoolExecutor(max_workers)
+
+    monkeypatch.setattr("ahm_transforms.io.check.available_memory", lambda: free)
+    monkeypatch.setattr("ahm_transforms.io.check.ThreadPoolExecutor", pool)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    cases = [{"image": str(path), "case_id": path.name} for path in sorted(tmp_path.iterdir()) if path.is_file()]
+    checked = check_cases([*cases, *find_cases(tmp_path / "series").cases], spatial_dims=2)
+    assert len(checked.cases) == 3 and len(checked.bad) == 1
+    assert pools == [workers]
 
 
 def test_error_survives_pickling() -> None:
