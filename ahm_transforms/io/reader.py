@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ _META_KEYS = ("affine", "original_affine", "spatial_shape", "space", "original_c
 # How a picture is stored says little about what it shows: palettes, bitmaps and transparency become grey or colour.
 SUBFILE_TYPE, SMALLER_COPY = 254, 1  # TIFF 6.0, NewSubfileType: bit 0 marks a copy of another page in lower resolution
 _PLAIN_MODES = {"1": "L", "LA": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
+
+_CHUNK = 2**20  # bytes
 
 
 class CaseReader(ImageReader):
@@ -114,6 +117,20 @@ def load_image(image: Sequence[PathLike] | PathLike, *, reader: CaseReader | Non
     return MetaTensor(values, meta={**meta, "filename_or_obj": name})
 
 
+class _NiftiReader(NibabelReader):
+    """Read a compressed file to its end, where `NibabelReader` stops before the checksum of what was read."""
+
+    def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        if not has_suffix(img.get_filename(), [".gz"]):
+            return super().get_data(img)
+        with gzip.open(img.get_filename()) as stream:
+            img.dataobj.file_like = stream  # nibabel would open the file, and close it after the last voxel
+            array, meta = super().get_data(img)
+            while stream.read(_CHUNK):
+                pass
+        return array, meta
+
+
 class _SeriesReader(ITKReader):
     """Take a list of files as the slices of one volume, where `ITKReader` would stack them as channels."""
 
@@ -147,7 +164,7 @@ def _reader_for(files: Sequence[str], plain_picture: Callable[[Image], Image]) -
     if len(files) > 1:
         return _SeriesReader()
     if has_suffix(files[0], NIFTI_SUFFIXES) and not Path(files[0]).is_dir():
-        return NibabelReader()
+        return _NiftiReader()
     if has_suffix(files[0], IMAGE_SUFFIXES):
         return PILReader(converter=lambda picture: plain_picture(_only_page(picture)))
     return ITKReader()

@@ -96,6 +96,18 @@ def test_error_names_the_file(tmp_path: Path) -> None:
         LoadCased("image")({"image": str(path)})
 
 
+def test_a_flipped_bit_in_a_compressed_file_is_an_error(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "a.nii.gz", (20, 20, 20))
+    content = (tmp_path / "a.nii.gz").read_bytes()
+    for place in range(2000, len(content), 1000):
+        (tmp_path / "a.nii.gz").write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(OSError, match=r"a\.nii\.gz cannot be read"):
+            load_image(tmp_path / "a.nii.gz")
+    (tmp_path / "a.nii.gz").write_bytes(content[:-8] + bytes(8))
+    with pytest.raises(OSError, match=r"a\.nii\.gz cannot be read: BadGzipFile: CRC check failed"):
+        load_image(tmp_path / "a.nii.gz")
+
+
 def test_dictionary_form_leaves_the_input_and_other_entries_alone(tmp_path: Path) -> None:
     write_nifti(tmp_path / "a.nii.gz")
     case = {"image": str(tmp_path / "a.nii.gz"), "image_path": "x"}
