@@ -14,6 +14,7 @@ from monai.config import KeysCollection, PathLike
 from monai.data import ImageReader, ITKReader, MetaTensor, NibabelReader, PILReader
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
+from PIL.ImageOps import exif_transpose
 from PIL.TiffImagePlugin import TiffImageFile
 
 if TYPE_CHECKING:
@@ -36,9 +37,8 @@ class CaseReader(ImageReader):
 
     Pass it to `LoadImaged` as ``reader=CaseReader()``. A list of files is one volume, slice by slice in the order
     given; rescale slope and intercept are applied and the affine is that of MONAI's `ITKReader`. A TIFF must have a
-    single page; smaller copies of it do not count. Of the metadata only geometry is kept, so that nothing that names a
-    patient travels with the image. ITK
-    is imported when DICOM is read.
+    single page; smaller copies of it do not count. Pictures are turned as their EXIF data says. Of the metadata only
+    geometry is kept, so that nothing that names a patient travels with the image. ITK is imported when DICOM is read.
 
     Example:
         >>> from monai.transforms import LoadImaged
@@ -166,5 +166,5 @@ def _reader_for(files: Sequence[str], plain_picture: Callable[[Image], Image]) -
     if has_suffix(files[0], NIFTI_SUFFIXES) and not Path(files[0]).is_dir():
         return _NiftiReader()
     if has_suffix(files[0], IMAGE_SUFFIXES):
-        return PILReader(converter=lambda picture: plain_picture(_only_page(picture)))
+        return PILReader(converter=lambda picture: plain_picture(exif_transpose(_only_page(picture))))
     return ITKReader()

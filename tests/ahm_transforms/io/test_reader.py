@@ -46,6 +46,24 @@ def test_pictures_are_grey_or_colour_however_they_are_stored(
     assert image.min() == (40_000 if mode == "I;16" else 255)
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+@pytest.mark.parametrize("reader", [CaseReader(), LabelReader()], ids=["image", "label"])
+@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
+def test_pictures_lie_as_viewers_show_them(
+    tmp_path: Path, suffix: str, reader: CaseReader, orientation: int, turns: int
+) -> None:
+    values = np.zeros((16, 32), np.uint8)
+    values[:8, :8] = 200
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"compression": "tiff_lzw"} if suffix == ".tif" else {}
+    Image.fromarray(values).save(tmp_path / f"a{suffix}", exif=exif, **options)
+    image = load_image(tmp_path / f"a{suffix}", reader=reader)
+    shown = np.rot90(values, turns).T  # width first
+    assert image.meta["spatial_shape"].tolist() == list(shown.shape)
+    np.testing.assert_allclose(image.numpy(), shown, atol=2)
+
+
 def write_pages(path: Path, count: int, **options: object) -> None:
     pages = [Image.fromarray(np.full((6, 4), 50 * page, np.uint8)) for page in range(count)]
     pages[0].save(path, save_all=True, append_images=pages[1:], **options)
