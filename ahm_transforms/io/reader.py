@@ -30,6 +30,7 @@ SUBFILE_TYPE, SMALLER_COPY = 254, 1  # TIFF 6.0, NewSubfileType: bit 0 marks a c
 _PLAIN_MODES = {"1": "L", "LA": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
 
 _CHUNK = 2**20  # bytes
+_OTHER_UNITS = {1: "meter", 3: "micron"}  # of NIfTI's xyzt_units; 2 is mm, and 0 says nothing
 
 
 class CaseReader(ImageReader):
@@ -118,7 +119,16 @@ def load_image(image: Sequence[PathLike] | PathLike, *, reader: CaseReader | Non
 
 
 class _NiftiReader(NibabelReader):
-    """Read a compressed file to its end, where `NibabelReader` stops before the checksum of what was read."""
+    """Refuse what `NibabelReader` would read as something else.
+
+    A compressed file is read to its end, where `NibabelReader` stops before the checksum of what was read.
+    """
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
+        image = super().read(data, **kwargs)
+        if problem := _nifti_problem(image):
+            raise ValueError(problem)
+        return image
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
         if not has_suffix(img.get_filename(), [".gz"]):
@@ -129,6 +139,19 @@ class _NiftiReader(NibabelReader):
             while stream.read(_CHUNK):
                 pass
         return array, meta
+
+
+def _nifti_problem(image: Any) -> str:
+    """Return what is wrong with the header of a NIfTI file that nibabel accepts, or an empty text."""
+    unit = _OTHER_UNITS.get(int(image.header["xyzt_units"]) % 8)
+    if unit is not None:
+        return f"spacing is in {unit}, expected mm"
+    if image.get_data_dtype().kind == "c":
+        return "holds complex values, expected real ones: save their magnitude"
+    # of 2D files the plane in space does not matter
+    if not np.isfinite(image.affine).all() or (image.ndim > 2 and np.linalg.matrix_rank(image.affine[:3, :3]) < 3):
+        return "the affine is singular or not finite, expected one that says where the voxels lie"
+    return ""
 
 
 class _SeriesReader(ITKReader):

@@ -47,6 +47,31 @@ def test_every_bad_file_is_listed_with_its_reason(tmp_path: Path) -> None:
     assert all(name in text and reason in text for name, reason in reasons.items())
 
 
+def test_headers_that_mislead_are_bad_cases(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((8, 8, 8)).astype(np.float32)
+    for unit in ("micron", "meter", "mm", "unknown"):
+        image = nib.Nifti1Image(values, np.eye(4))
+        image.header.set_xyzt_units(unit)
+        nib.save(image, tmp_path / f"{unit}.nii.gz")
+    nib.save(nib.Nifti1Image(values + 1j, np.eye(4)), tmp_path / "complex.nii.gz")
+    for name, place in (("flat", np.zeros(12)), ("nan", np.array([1, 0, 0, np.nan, 0, 1, 0, 0, 0, 0, 1, 0]))):
+        image = nib.Nifti1Image(values, np.eye(4))
+        image.header["sform_code"], image.header["qform_code"] = 1, 0
+        for row, key in zip(place.reshape(3, 4), ("srow_x", "srow_y", "srow_z"), strict=True):
+            image.header[key] = row
+        header = image.header.binaryblock + bytes(4)
+        (tmp_path / f"{name}.nii").write_bytes(header + values.tobytes())
+    with pytest.raises(BadCasesError) as caught:
+        load_cases(tmp_path)
+    reasons = {bad.name: bad.reason.removeprefix("cannot be read: ValueError: ") for bad in caught.value.bad}
+    assert set(reasons) == {"micron.nii.gz", "meter.nii.gz", "complex.nii.gz", "flat.nii", "nan.nii"}
+    assert reasons["micron.nii.gz"] == "spacing is in micron, expected mm"
+    assert reasons["meter.nii.gz"] == "spacing is in meter, expected mm"
+    assert reasons["complex.nii.gz"].startswith("holds complex values")
+    assert reasons["flat.nii"] == reasons["nan.nii"]
+    assert reasons["nan.nii"].startswith("the affine is singular or not finite")
+
+
 def test_skip_bad_leaves_them_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_nifti(tmp_path / "good.nii.gz")
     (tmp_path / "text.nii.gz").write_text("no image")
