@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from ahm_transforms.io._types import Case, Found, LeftOut, LeftOutCase, lines_by_reason
@@ -14,6 +16,7 @@ from ahm_transforms.io.reader import IMAGE_SUFFIXES, NIFTI_SUFFIXES, has_suffix
 
 # Label maps beside the images (Decathlon, nnU-Net and others) would otherwise be trained on as if they were images.
 _LABEL_FOLDERS = ("labels", "labelstr", "labelsts", "masks", "segmentations")
+_OTHER_FORMATS = (".hdr", ".mgh", ".mgz", ".mha", ".mhd", ".nhdr", ".nrrd")  # the .img beside .hdr may be DICOM, too
 LABEL_FOLDER = "a folder of labels by its name; pass it as dataset_dir if it is not"
 
 
@@ -37,7 +40,7 @@ def find_cases(folder: str | Path, *, patient_pattern: str | None = None) -> Fou
     images = [path for path in files if has_suffix(path, NIFTI_SUFFIXES + IMAGE_SUFFIXES)]
     found = find_series(sorted(set(files) - set(images)), root=root)
     found.cases += [case_of_file(path, root=root, patient_pattern=patient_pattern) for path in images]
-    found.left_out += left_out
+    found.left_out += left_out + _other_formats(files)
     found.bad += bad
     if not found.cases and not found.bad:
         raise FileNotFoundError(
@@ -45,6 +48,13 @@ def find_cases(folder: str | Path, *, patient_pattern: str | None = None) -> Fou
             f"in it or in its sub-folders.{lines_by_reason(found.left_out)}"
         )
     return found
+
+
+def _other_formats(files: Sequence[Path]) -> list[LeftOut]:
+    """Return one line on the volumes that only other programs read."""
+    counts = Counter(path.suffix.lower() for path in files if has_suffix(path, _OTHER_FORMATS))
+    name = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
+    return [LeftOutCase(name, "not read here; convert to NIfTI", "other-formats")] if counts else []
 
 
 def find_inputs(path: str | Path, *, patient_pattern: str | None = None) -> Found:

@@ -91,6 +91,17 @@ def test_empty_missing_and_useless_folders_are_clear_errors(tmp_path: Path) -> N
         find_cases(tmp_path)
 
 
+def test_volumes_in_other_formats_are_one_line_of_what_is_left_out(tmp_path: Path) -> None:
+    for name in ("a.nrrd", "b.NRRD", "sub/c.mha", "d.hdr", "d.img", "labels/e.nrrd", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("some header")
+    line = "1 .hdr, 1 .mha, 2 .nrrd: not read here; convert to NIfTI"
+    with pytest.raises(FileNotFoundError, match=rf"(?s)holds no image.*\n  {line}"):
+        find_cases(tmp_path)
+    write_nifti(tmp_path / "a.nii.gz")
+    assert line in [f"{name}: {reason}" for name, reason in find_cases(tmp_path).left_out]
+
+
 def test_one_nifti_file_or_picture_is_an_input(tmp_path: Path) -> None:
     write_nifti(tmp_path / "sub-01/scan.nii.gz")
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "picture.png")
