@@ -15,7 +15,7 @@ from ahm_transforms.io.dicom import dicom_case, find_series, short_hash
 from ahm_transforms.io.reader import IMAGE_SUFFIXES, NIFTI_SUFFIXES, has_suffix
 
 # Label maps beside the images (Decathlon, nnU-Net and others) would otherwise be trained on as if they were images.
-_LABEL_FOLDERS = ("labels", "labelstr", "labelsts", "masks", "segmentations")
+_LABEL_FOLDERS = re.compile(r"(label|mask|seg|segmentation|annotation|gt|ground_?truth)s?(tr|ts)?", re.IGNORECASE)
 _OTHER_FORMATS = (".hdr", ".mgh", ".mgz", ".mha", ".mhd", ".nhdr", ".nrrd")  # the .img beside .hdr may be DICOM, too
 LABEL_FOLDER = "a folder of labels by its name; pass it as dataset_dir if it is not"
 
@@ -114,7 +114,7 @@ def visible_files(root: Path) -> tuple[list[Path], list[LeftOut], list[LeftOut]]
                 names.clear()
                 continue
             seen.add(os.path.realpath(folder))
-            labels = [name for name in names if name.lower() in _LABEL_FOLDERS]
+            labels = [name for name in names if _LABEL_FOLDERS.fullmatch(name)]
             left_out += [_left_folder(Path(folder) / name, root, LABEL_FOLDER) for name in labels]
             names[:] = sorted(name for name in names if name not in labels and not name.startswith("."))
             tops += [path for name in names if os.path.islink(path := os.path.join(folder, name))]

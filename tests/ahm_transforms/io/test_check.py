@@ -104,6 +104,26 @@ def test_nan_and_constant_images_are_reported_and_stay(tmp_path: Path, caplog: p
     assert "constant.nii.gz (constant), nan.nii.gz (NaN or infinite)" in caplog.text
 
 
+def test_images_that_look_like_label_maps_are_reported_and_stay(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    random = np.random.default_rng(0)
+    for index in range(7):
+        labels = random.integers(0, 64, (40, 8, 8)).astype(np.uint8)
+        nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / f"map{index}.nii.gz")
+    nib.save(nib.Nifti1Image(labels / np.float32(2), np.eye(4)), tmp_path / "halves.nii.gz")
+    labels[3, 4, 5], labels[4, 5, 6] = 200, 201  # rarely looked at
+    nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / "more.nii.gz")
+    write_nifti(tmp_path / "scan.nii.gz")
+    with caplog.at_level(logging.WARNING):
+        assert len(load_cases(tmp_path, val_fraction=0).training) == 10
+    (message,) = caplog.messages
+    assert message == (
+        "7 image(s) hold no more than 64 different whole numbers and look like label maps: "
+        "map0.nii.gz, map1.nii.gz, map2.nii.gz, map3.nii.gz, map4.nii.gz, ..."
+    )
+
+
 def test_sizes_are_compared_in_the_axes_that_the_recipe_sees(tmp_path: Path) -> None:
     sagittal = np.array([[0, 0, 4.0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])  # slices along the last axis
     write_nifti(tmp_path / "a.nii.gz", (30, 28, 6), sagittal)
@@ -148,8 +168,10 @@ def test_error_survives_pickling() -> None:
 @pytest.mark.parametrize(
     ("folder", "dims", "count"), [("hippocampus_mr/images", 3, 160), ("busi_ultrasound/images", 2, 780)]
 )
-def test_real_folders_are_clean(folder: str, dims: int, count: int) -> None:
-    cases = load_cases(real_data(folder), spatial_dims=dims, min_size=16, channels=1)
+def test_real_folders_are_clean(folder: str, dims: int, count: int, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        cases = load_cases(real_data(folder), spatial_dims=dims, min_size=16, channels=1)
+    assert not caplog.messages
     assert len(cases.training) + len(cases.validation) == count
     assert len(cases.validation) == count // 5
 

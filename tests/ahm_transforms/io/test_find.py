@@ -38,6 +38,18 @@ def test_labels_and_hidden_files_are_not_images(tmp_path: Path) -> None:
     assert found.left_out[0].case_id.startswith("folder-")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["label", "labelsTs", "Mask", "masksTr", "seg", "segs", "segmentation", "Annotations", "gt", "GroundTruth", "gtTr"],
+)
+def test_folders_of_labels_have_many_names(tmp_path: Path, name: str) -> None:
+    write_nifti(tmp_path / "images/x.nii.gz")
+    write_nifti(tmp_path / name / "x.nii.gz")
+    write_nifti(tmp_path / "masked/x.nii.gz")
+    assert ids(tmp_path) == ["images_x", "masked_x"]
+    assert [left.name for left in find_cases(tmp_path).left_out] == [f"{name}/"]
+
+
 def test_links_in_circles_and_to_one_folder_bring_every_scan_once(tmp_path: Path) -> None:
     write_nifti(tmp_path / "scans/site/a.nii.gz")
     write_nifti(tmp_path / "elsewhere/b.nii.gz")
