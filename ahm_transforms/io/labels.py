@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection, PathLike
 from monai.data import MetaTensor
@@ -146,7 +147,8 @@ def _from_values(values: MetaTensor, label_values: Sequence[int], name: str) -> 
         out.copy_(order[index])
         others.append(part[known[index] != part])
     if len(unknown := torch.cat(others).unique()):
-        shown = ", ".join(f"{value:g}" for value in unknown[:_VALUES_SHOWN].tolist())
+        unknown = unknown[: int((~unknown.isnan()).sum()) + 1]  # the first NaN stands for all, which come last
+        shown = ", ".join(map(_shown, unknown[:_VALUES_SHOWN].tolist()))
         more = f" and {len(unknown) - _VALUES_SHOWN} more" if len(unknown) > _VALUES_SHOWN else ""
         kind = "" if torch.equal(unknown, unknown.round()) else ", which are not all integers"
         expected = ", ".join(map(str, (0, *label_values)))
@@ -155,6 +157,11 @@ def _from_values(values: MetaTensor, label_values: Sequence[int], name: str) -> 
             "check --classes and --label_values, or repair the label"
         )
     return classes
+
+
+def _shown(value: float) -> str:
+    """Return a number with as many digits as float32 holds."""
+    return f"{value:.0f}" if value.is_integer() else str(np.float32(value))
 
 
 def _from_maps(maps: torch.Tensor, name: str) -> torch.Tensor:

@@ -96,6 +96,9 @@ def test_one_half_is_enough(tmp_path: Path) -> None:
         ([0, 1, 0.25], r"0\.25, which are not all integers, expected 0, 1, 2"),
         ([0, 1, np.nan], r"nan, which are not all integers, expected 0, 1, 2"),
         ([0, 1, -1], r"-1, expected 0, 1, 2"),
+        ([0, 1, 0.9999999], r"the value\(s\) 0\.9999999, which are not all integers"),
+        ([0, 1, 16777216, 0.1], r"the value\(s\) 0\.1, 16777216, which are not all integers"),
+        ([np.nan, 1, 3, np.nan, np.nan], r"the value\(s\) 3, nan, which are not all integers"),
     ],
 )
 def test_other_values_are_named(tmp_path: Path, values: list[float], message: str) -> None:
