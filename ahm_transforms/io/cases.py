@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ahm_transforms.io._types import PARTS, BadCasesError, Case, Found, Geometry, LeftOut, lines_by_reason
-from ahm_transforms.io.check import Checked, case_name, check_cases
+from ahm_transforms.io.check import Checked, check_cases
 from ahm_transforms.io.datalist import Datalist
+from ahm_transforms.io.pairs import place_of
 from ahm_transforms.io.source import find_source
 from ahm_transforms.io.split import divide
 from ahm_transforms.io.template import template_cases
@@ -166,9 +168,11 @@ def _unlabelled(case: Case) -> Case:
 
 def _refuse_equal_ids(cases: Sequence[Case]) -> None:
     counts = Counter(case["case_id"] for case in cases)
-    twice = [case_name(case) for case in cases if counts[case["case_id"]] > 1]
-    if twice:
-        raise ValueError(f"these images would have the same case_id, keep one of each: {', '.join(twice[:10])}.")
+    places = [place_of(case) for case in cases if counts[case["case_id"]] > 1]
+    if places:
+        top = os.path.commonpath([place.parent for place in places])
+        names = ", ".join(place.relative_to(top).as_posix() for place in places[:10])
+        raise ValueError(f"these images would have the same case_id, keep one of each: {names}.")
 
 
 def _ranges(geometry: Sequence[Geometry]) -> dict[str, Any]:

@@ -14,16 +14,23 @@ from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import torch
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing, is_no_channel
+from PIL import Image
 
-from ahm_transforms.io._types import Case, Geometry, LeftOut
+from ahm_transforms.io._types import NAMES_SHOWN, Case, Geometry, LeftOut
 from ahm_transforms.io.dicom import transfer_syntax
+from ahm_transforms.io.memory import available_memory
 from ahm_transforms.io.progress import with_bar
-from ahm_transforms.io.reader import load_image
+from ahm_transforms.io.reader import NIFTI_SUFFIXES, has_suffix, load_image
 
 LOGGER = logging.getLogger(__name__)
+
+_BYTES_PER_VOXEL = 12  # while one image is read and looked at, with its label
+_FEW_VALUES = 64  # scans of 8 bits have more than 100 different values, label maps have their classes
+_LOOKS = 16  # along each axis
 
 Inspect = Callable[[Case, MetaTensor], frozenset[str]]
 """Look at a case's label beside its image; return the classes that occur, or raise a ValueError with the reason."""
@@ -42,6 +49,7 @@ class _Seen(NamedTuple):
     case: Case
     bad: str = ""
     odd: str = ""
+    like_labels: bool = False
     geometry: Geometry = Geometry((), ())
     classes: frozenset[str] = frozenset()
 
@@ -56,7 +64,8 @@ def check_cases(
 ) -> Checked:
     """Read every case with the reader that training uses, each image once, however many cases are blocks of it.
 
-    Cases that hold NaN or a single value stay: a warning names them, and the recipes' normalisation copes.
+    Cases that hold NaN or a single value stay: a warning names them, and the recipes' normalisation copes. So do those
+    that look like label maps, which are asked about where nothing else is inspected.
 
     Args:
         cases: what to read.
@@ -68,13 +77,20 @@ def check_cases(
     images: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
         images[str(case["image"])].append(case)
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=_workers([group[0]["image"] for group in images.values()])) as pool:
         results = pool.map(lambda group: _check(group, spatial_dims, min_size, channels, inspect), images.values())
         seen = [result for group in with_bar(results, "Checking images", len(images)) for result in group]
     odd = {case_name(result.case): result.odd for result in seen if result.odd}
     if odd:
         names = ", ".join(f"{name} ({what})" for name, what in odd.items())
         LOGGER.warning("%d image(s) hold NaN, infinite or constant values: %s", len(odd), names)
+    like_labels = list(dict.fromkeys(case_name(result.case) for result in seen if result.like_labels))
+    if like_labels:
+        names = ", ".join(like_labels[:NAMES_SHOWN]) + (", ..." if len(like_labels) > NAMES_SHOWN else "")
+        LOGGER.warning(
+            "%d image(s) hold no more than %d different whole numbers and look like label maps: %s",
+            *(len(like_labels), _FEW_VALUES, names),
+        )
     good = [result for result in seen if not result.bad]
     return Checked(
         cases=[result.case for result in good],
@@ -98,6 +114,26 @@ def unreadable(error: OSError) -> str:
     return "cannot be read: " + " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
 
 
+def _workers(images: Sequence[str | list[str]]) -> int:
+    """Return how many images to read at a time: no more than fit in memory if each is as large as the largest."""
+    largest = max(map(_voxels, images), default=0)
+    return max(1, min(8, os.cpu_count() or 1, available_memory() // (_BYTES_PER_VOXEL * max(1, largest))))
+
+
+def _voxels(image: str | list[str]) -> int:
+    """Return what an image's header says; 0 if it cannot be read, of which the check tells the reason."""
+    try:
+        if isinstance(image, list):
+            header = pydicom.dcmread(image[0], specific_tags=["Rows", "Columns"], stop_before_pixels=True)
+            return int(header.Rows) * int(header.Columns) * len(image)
+        if has_suffix(image, NIFTI_SUFFIXES):
+            return math.prod(nib.load(image).shape)
+        with Image.open(image) as picture:
+            return math.prod(picture.size)
+    except Exception:  # every format has its own errors for damaged files
+        return 0
+
+
 def _check(
     cases: Sequence[Case],
     spatial_dims: int,
@@ -119,7 +155,9 @@ def _check(
     if problem := _shape_problem(loaded, spatial_dims, min_size, channels):
         return [_Seen(case, bad=problem) for case in cases]
     geometry, odd = _geometry(loaded), _odd_values(loaded)
-    return [_inspected(_Seen(case, odd=odd, geometry=geometry), loaded, inspect) for case in cases]
+    like_labels = inspect is None and not odd and _has_few_values(loaded.as_tensor())
+    seen = [_Seen(case, odd=odd, like_labels=like_labels, geometry=geometry) for case in cases]
+    return [_inspected(each, loaded, inspect) for each in seen]
 
 
 def _inspected(seen: _Seen, image: MetaTensor, inspect: Inspect | None) -> _Seen:
@@ -161,3 +199,15 @@ def _odd_values(image: MetaTensor) -> str:
     if not (math.isfinite(low) and math.isfinite(high)):
         return "NaN or infinite"
     return "constant" if low == high else ""
+
+
+def _has_few_values(image: torch.Tensor) -> bool:
+    """Return whether there are no more than `_FEW_VALUES`, all of them whole numbers."""
+    some = image[tuple(slice(None, None, max(1, size // _LOOKS)) for size in image.shape)]  # of most images that is all
+    return _are_few(some.unique()) and _are_few(
+        image.permute(*range(image.ndim)[::-1]).flatten().unique_consecutive().unique()
+    )
+
+
+def _are_few(values: torch.Tensor) -> bool:
+    return len(values) <= _FEW_VALUES and torch.equal(values, values.round())

@@ -15,6 +15,7 @@ from ahm_transforms.io.pairs import place_of
 
 _CLASS = "label"  # the column of the table
 _KEYS = ("case_id", "image")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
 
 def class_names(classes: Sequence[str]) -> list[str]:
@@ -38,7 +39,8 @@ def add_classes(
     """Give every case of ``source`` the index of its class as ``label``; where that fails, the case is bad.
 
     The class comes from the table or the pattern, if one is given, or else from the datalist, or else from the path: a
-    class's name in it, capital letters or not, with no letter beside it.
+    class's name in it, capital letters or not, with no letter beside it. Table, datalist and pattern may give the index
+    of the class in place of its name, unless a class is called by a number.
 
     Raises:
         FileNotFoundError: there is no such table.
@@ -61,9 +63,12 @@ def add_classes(
 def _index(name: Any, classes: Sequence[str]) -> int:
     if str(name) in classes:
         return classes.index(str(name))
-    if re.fullmatch(r"\d+", str(name)) and int(name) < len(classes):
-        return int(name)
-    raise ValueError(f"is of class {name!r}, expected one of {', '.join(classes)}, or its index")
+    or_index = ""
+    if not any(_NUMBER.fullmatch(each) for each in classes):  # else a number is a name that is not listed
+        if re.fullmatch(r"\d+", str(name)) and int(name) < len(classes):
+            return int(name)
+        or_index = ", or its index"
+    raise ValueError(f"is of class {name!r}, expected one of {', '.join(classes)}{or_index}")
 
 
 def _by_pattern(source: Source, classes: Sequence[str], pattern: str | None) -> Callable[[Case], str]:

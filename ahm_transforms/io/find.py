@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from ahm_transforms.io._types import Case, Found, LeftOut, LeftOutCase, lines_by_reason
@@ -13,7 +15,8 @@ from ahm_transforms.io.dicom import dicom_case, find_series, short_hash
 from ahm_transforms.io.reader import IMAGE_SUFFIXES, NIFTI_SUFFIXES, has_suffix
 
 # Label maps beside the images (Decathlon, nnU-Net and others) would otherwise be trained on as if they were images.
-_LABEL_FOLDERS = ("labels", "labelstr", "labelsts", "masks", "segmentations")
+_LABEL_FOLDERS = re.compile(r"(label|mask|seg|segmentation|annotation|gt|ground_?truth)s?(tr|ts)?", re.IGNORECASE)
+_OTHER_FORMATS = (".hdr", ".mgh", ".mgz", ".mha", ".mhd", ".nhdr", ".nrrd")  # the .img beside .hdr may be DICOM, too
 LABEL_FOLDER = "a folder of labels by its name; pass it as dataset_dir if it is not"
 
 
@@ -33,17 +36,25 @@ def find_cases(folder: str | Path, *, patient_pattern: str | None = None) -> Fou
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"dataset_dir {folder} is not a folder.")
-    files, left_out = visible_files(root)
+    files, left_out, bad = visible_files(root)
     images = [path for path in files if has_suffix(path, NIFTI_SUFFIXES + IMAGE_SUFFIXES)]
     found = find_series(sorted(set(files) - set(images)), root=root)
     found.cases += [case_of_file(path, root=root, patient_pattern=patient_pattern) for path in images]
-    found.left_out += left_out
+    found.left_out += left_out + _other_formats(files)
+    found.bad += bad
     if not found.cases and not found.bad:
         raise FileNotFoundError(
             f"dataset_dir {folder} holds no image: expected NIfTI (.nii, .nii.gz), PNG, TIFF, JPEG or DICOM series, "
             f"in it or in its sub-folders.{lines_by_reason(found.left_out)}"
         )
     return found
+
+
+def _other_formats(files: Sequence[Path]) -> list[LeftOut]:
+    """Return one line on the volumes that only other programs read."""
+    counts = Counter(path.suffix.lower() for path in files if has_suffix(path, _OTHER_FORMATS))
+    name = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
+    return [LeftOutCase(name, "not read here; convert to NIfTI", "other-formats")] if counts else []
 
 
 def find_inputs(path: str | Path, *, patient_pattern: str | None = None) -> Found:
@@ -87,18 +98,34 @@ def _patient(relative: Path, case_id: str, pattern: str | None) -> str:
     return match.group(1) if match.re.groups else match.group(0)
 
 
-def visible_files(root: Path) -> tuple[list[Path], list[LeftOut]]:
-    """Return the files below ``root``, sorted, without hidden ones and folders of labels, and those folders."""
+def visible_files(root: Path) -> tuple[list[Path], list[LeftOut], list[LeftOut]]:
+    """Return the files below ``root``, sorted, without hidden ones and folders of labels; those folders; what is bad.
+
+    A folder that links lead to as well counts once, and links may lead in circles. A folder that cannot be read is bad.
+    """
     files: list[Path] = []
     left_out: list[LeftOut] = []
-    for folder, names, members in os.walk(root, followlinks=True):
-        labels = [name for name in names if name.lower() in _LABEL_FOLDERS]
-        for name in labels:
-            where = (Path(folder) / name).relative_to(root).as_posix()
-            left_out.append(LeftOutCase(f"{where}/", LABEL_FOLDER, f"folder-{short_hash(where)}"))
-        names[:] = sorted(name for name in names if name not in labels and not name.startswith("."))
-        files += [Path(folder) / member for member in members if not member.startswith(".")]
-    return sorted(files), left_out
+    errors: list[OSError] = []
+    seen: set[str] = set()
+    tops = [str(root)]
+    for top in tops:  # links join at the end: what they lead to is called by its own place if that is below root
+        for folder, names, members in os.walk(top, onerror=errors.append):
+            if os.path.realpath(folder) in seen:
+                names.clear()
+                continue
+            seen.add(os.path.realpath(folder))
+            labels = [name for name in names if _LABEL_FOLDERS.fullmatch(name)]
+            left_out += [_left_folder(Path(folder) / name, root, LABEL_FOLDER) for name in labels]
+            names[:] = sorted(name for name in names if name not in labels and not name.startswith("."))
+            tops += [path for name in names if os.path.islink(path := os.path.join(folder, name))]
+            files += [Path(folder) / member for member in members if not member.startswith(".")]
+    bad = [_left_folder(Path(error.filename), root, f"cannot be read: {error.strerror}") for error in errors]
+    return sorted(files), left_out, bad
+
+
+def _left_folder(folder: Path, root: Path, reason: str) -> LeftOut:
+    where = folder.relative_to(root).as_posix()
+    return LeftOutCase(f"{where}/", reason, f"folder-{short_hash(where)}")
 
 
 def _without_twins(found: Found) -> Found:

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection, PathLike
 from monai.data import MetaTensor
@@ -138,12 +139,16 @@ def names_of(paths: PathLike | Sequence[PathLike]) -> str:
 
 def _from_values(values: MetaTensor, label_values: Sequence[int], name: str) -> torch.Tensor:
     plain = values.as_tensor()
-    classes = torch.zeros(plain.shape, dtype=torch.uint8)
-    for index, value in enumerate(label_values, start=1):
-        classes[plain == value] = index
-    unknown = plain[(classes == 0) & (plain != 0)].unique()
-    if len(unknown):
-        shown = ", ".join(f"{value:g}" for value in unknown[:_VALUES_SHOWN].tolist())
+    known, order = torch.tensor((0, *label_values), dtype=plain.dtype).sort()
+    order, others = order.to(torch.uint8), []
+    classes = torch.empty_like(plain, dtype=torch.uint8)
+    for part, out in zip(plain.unbind(-1), classes.unbind(-1), strict=True):  # indices of all would take much memory
+        index = torch.bucketize(part.contiguous(), known).clamp_(max=len(known) - 1)
+        out.copy_(order[index])
+        others.append(part[known[index] != part])
+    if len(unknown := torch.cat(others).unique()):
+        unknown = unknown[: int((~unknown.isnan()).sum()) + 1]  # the first NaN stands for all, which come last
+        shown = ", ".join(map(_shown, unknown[:_VALUES_SHOWN].tolist()))
         more = f" and {len(unknown) - _VALUES_SHOWN} more" if len(unknown) > _VALUES_SHOWN else ""
         kind = "" if torch.equal(unknown, unknown.round()) else ", which are not all integers"
         expected = ", ".join(map(str, (0, *label_values)))
@@ -152,6 +157,11 @@ def _from_values(values: MetaTensor, label_values: Sequence[int], name: str) -> 
             "check --classes and --label_values, or repair the label"
         )
     return classes
+
+
+def _shown(value: float) -> str:
+    """Return a number with as many digits as float32 holds."""
+    return f"{value:.0f}" if value.is_integer() else str(np.float32(value))
 
 
 def _from_maps(maps: torch.Tensor, name: str) -> torch.Tensor:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from monai.config import KeysCollection, PathLike
 from monai.data import ImageReader, ITKReader, MetaTensor, NibabelReader, PILReader
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
+from PIL.ImageOps import exif_transpose
 from PIL.TiffImagePlugin import TiffImageFile
 
 if TYPE_CHECKING:
@@ -27,15 +29,17 @@ _META_KEYS = ("affine", "original_affine", "spatial_shape", "space", "original_c
 SUBFILE_TYPE, SMALLER_COPY = 254, 1  # TIFF 6.0, NewSubfileType: bit 0 marks a copy of another page in lower resolution
 _PLAIN_MODES = {"1": "L", "LA": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
 
+_CHUNK = 2**20  # bytes
+_OTHER_UNITS = {1: "meter", 3: "micron"}  # of NIfTI's xyzt_units; 2 is mm, and 0 says nothing
+
 
 class CaseReader(ImageReader):
     """Read a NIfTI file, a 2D picture, or one DICOM series given as its sorted files or as a folder.
 
     Pass it to `LoadImaged` as ``reader=CaseReader()``. A list of files is one volume, slice by slice in the order
     given; rescale slope and intercept are applied and the affine is that of MONAI's `ITKReader`. A TIFF must have a
-    single page; smaller copies of it do not count. Of the metadata only geometry is kept, so that nothing that names a
-    patient travels with the image. ITK
-    is imported when DICOM is read.
+    single page; smaller copies of it do not count. Pictures are turned as their EXIF data says. Of the metadata only
+    geometry is kept, so that nothing that names a patient travels with the image. ITK is imported when DICOM is read.
 
     Example:
         >>> from monai.transforms import LoadImaged
@@ -114,6 +118,42 @@ def load_image(image: Sequence[PathLike] | PathLike, *, reader: CaseReader | Non
     return MetaTensor(values, meta={**meta, "filename_or_obj": name})
 
 
+class _NiftiReader(NibabelReader):
+    """Refuse what `NibabelReader` would read as something else.
+
+    A compressed file is read to its end, where `NibabelReader` stops before the checksum of what was read.
+    """
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
+        image = super().read(data, **kwargs)
+        if problem := _nifti_problem(image):
+            raise ValueError(problem)
+        return image
+
+    def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        if not has_suffix(img.get_filename(), [".gz"]):
+            return super().get_data(img)
+        with gzip.open(img.get_filename()) as stream:
+            img.dataobj.file_like = stream  # nibabel would open the file, and close it after the last voxel
+            array, meta = super().get_data(img)
+            while stream.read(_CHUNK):
+                pass
+        return array, meta
+
+
+def _nifti_problem(image: Any) -> str:
+    """Return what is wrong with the header of a NIfTI file that nibabel accepts, or an empty text."""
+    unit = _OTHER_UNITS.get(int(image.header["xyzt_units"]) % 8)
+    if unit is not None:
+        return f"spacing is in {unit}, expected mm"
+    if image.get_data_dtype().kind == "c":
+        return "holds complex values, expected real ones: save their magnitude"
+    # of 2D files the plane in space does not matter
+    if not np.isfinite(image.affine).all() or (image.ndim > 2 and np.linalg.matrix_rank(image.affine[:3, :3]) < 3):
+        return "the affine is singular or not finite, expected one that says where the voxels lie"
+    return ""
+
+
 class _SeriesReader(ITKReader):
     """Take a list of files as the slices of one volume, where `ITKReader` would stack them as channels.
 
@@ -157,7 +197,7 @@ def _reader_for(files: Sequence[str], plain_picture: Callable[[Image], Image]) -
     if len(files) > 1:
         return _SeriesReader()
     if has_suffix(files[0], NIFTI_SUFFIXES) and not Path(files[0]).is_dir():
-        return NibabelReader()
+        return _NiftiReader()
     if has_suffix(files[0], IMAGE_SUFFIXES):
-        return PILReader(converter=lambda picture: plain_picture(_only_page(picture)))
+        return PILReader(converter=lambda picture: plain_picture(exif_transpose(_only_page(picture))))
     return ITKReader()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -145,7 +146,7 @@ class FixedCropSamplesd(_CropSamplesd):
 
 
 class _Classes:
-    """Where the classes of one label map [1, *S] are; each is looked for once, and only if it is drawn."""
+    """Where the classes of one label map [1, *S] are; each is looked for once, and only if it is drawn and there."""
 
     def __init__(self, label: torch.Tensor) -> None:
         values = label[0].numpy(force=True)
@@ -155,14 +156,23 @@ class _Classes:
         self.highest = int(values.max())
         self.places: dict[int, np.ndarray] = {}
 
+    @cached_property
+    def present(self) -> set[int]:
+        """All values that the map holds."""
+        if self.highest == 1:
+            return {1}  # all that is asked for, without a look at the map
+        return set(torch.from_numpy(self.values).flatten().unique_consecutive().unique().tolist())
+
     def draw_voxel(self, rng: np.random.RandomState) -> tuple[int, ...] | None:
         """Return a voxel of a class that is drawn among those there, or None where all is background."""
         for index in 1 + rng.permutation(self.highest):  # the first that is there: all are equally likely
+            if index not in self.present:
+                continue
             if index not in self.places:
                 self.places[index] = np.flatnonzero(self.values == index)
-            if len(places := self.places[index]):
-                voxel = np.unravel_index(places[rng.randint(len(places))], self.values.shape)
-                return tuple(int(i) for i in (voxel[::-1] if self.is_turned else voxel))
+            places = self.places[index]
+            voxel = np.unravel_index(places[rng.randint(len(places))], self.values.shape)
+            return tuple(int(i) for i in (voxel[::-1] if self.is_turned else voxel))
         return None
 
 

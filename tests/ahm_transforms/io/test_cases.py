@@ -69,6 +69,15 @@ def test_the_same_image_twice_is_refused(tmp_path: Path) -> None:
         load_cases(tmp_path)
 
 
+def test_images_whose_paths_give_one_id_are_told_apart(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "a/b_c.nii.gz")
+    write_nifti(tmp_path / "a_b/c.nii.gz")
+    with pytest.raises(ValueError, match=r"keep one of each: a/b_c\.nii\.gz, a_b/c\.nii\.gz\."):
+        load_cases(tmp_path)
+    with pytest.raises(ValueError, match=r"keep one of each: c\.nii\.gz, c\.nii\.gz\."):
+        load_cases(tmp_path, datalist={"training": ["a_b/c.nii.gz", "a_b/c.nii.gz"]})
+
+
 def test_spatial_dims_must_be_two_or_three(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="spatial_dims must be 2 or 3, got 4"):
         load_cases(tmp_path, spatial_dims=4)

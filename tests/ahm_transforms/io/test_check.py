@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ahm_transforms.io import BadCasesError, LeftOut, load_cases
-from tests.fixtures_data import real_data, write_nifti
+from ahm_transforms.io import BadCasesError, LeftOut, find_cases, load_cases
+from ahm_transforms.io.check import check_cases
+from tests.fixtures_data import real_data, write_nifti, write_series
 
 
 def truncate(path: Path) -> None:
@@ -43,6 +45,31 @@ def test_every_bad_file_is_listed_with_its_reason(tmp_path: Path) -> None:
     text = str(caught.value)
     assert "--skip_bad true" in text
     assert all(name in text and reason in text for name, reason in reasons.items())
+
+
+def test_headers_that_mislead_are_bad_cases(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((8, 8, 8)).astype(np.float32)
+    for unit in ("micron", "meter", "mm", "unknown"):
+        image = nib.Nifti1Image(values, np.eye(4))
+        image.header.set_xyzt_units(unit)
+        nib.save(image, tmp_path / f"{unit}.nii.gz")
+    nib.save(nib.Nifti1Image(values + 1j, np.eye(4)), tmp_path / "complex.nii.gz")
+    for name, place in (("flat", np.zeros(12)), ("nan", np.array([1, 0, 0, np.nan, 0, 1, 0, 0, 0, 0, 1, 0]))):
+        image = nib.Nifti1Image(values, np.eye(4))
+        image.header["sform_code"], image.header["qform_code"] = 1, 0
+        for row, key in zip(place.reshape(3, 4), ("srow_x", "srow_y", "srow_z"), strict=True):
+            image.header[key] = row
+        header = image.header.binaryblock + bytes(4)
+        (tmp_path / f"{name}.nii").write_bytes(header + values.tobytes())
+    with pytest.raises(BadCasesError) as caught:
+        load_cases(tmp_path)
+    reasons = {bad.name: bad.reason.removeprefix("cannot be read: ValueError: ") for bad in caught.value.bad}
+    assert set(reasons) == {"micron.nii.gz", "meter.nii.gz", "complex.nii.gz", "flat.nii", "nan.nii"}
+    assert reasons["micron.nii.gz"] == "spacing is in micron, expected mm"
+    assert reasons["meter.nii.gz"] == "spacing is in meter, expected mm"
+    assert reasons["complex.nii.gz"].startswith("holds complex values")
+    assert reasons["flat.nii"] == reasons["nan.nii"]
+    assert reasons["nan.nii"].startswith("the affine is singular or not finite")
 
 
 def test_skip_bad_leaves_them_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -77,6 +104,26 @@ def test_nan_and_constant_images_are_reported_and_stay(tmp_path: Path, caplog: p
     assert "constant.nii.gz (constant), nan.nii.gz (NaN or infinite)" in caplog.text
 
 
+def test_images_that_look_like_label_maps_are_reported_and_stay(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    random = np.random.default_rng(0)
+    for index in range(7):
+        labels = random.integers(0, 64, (40, 8, 8)).astype(np.uint8)
+        nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / f"map{index}.nii.gz")
+    nib.save(nib.Nifti1Image(labels / np.float32(2), np.eye(4)), tmp_path / "halves.nii.gz")
+    labels[3, 4, 5], labels[4, 5, 6] = 200, 201  # rarely looked at
+    nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / "more.nii.gz")
+    write_nifti(tmp_path / "scan.nii.gz")
+    with caplog.at_level(logging.WARNING):
+        assert len(load_cases(tmp_path, val_fraction=0).training) == 10
+    (message,) = caplog.messages
+    assert message == (
+        "7 image(s) hold no more than 64 different whole numbers and look like label maps: "
+        "map0.nii.gz, map1.nii.gz, map2.nii.gz, map3.nii.gz, map4.nii.gz, ..."
+    )
+
+
 def test_sizes_are_compared_in_the_axes_that_the_recipe_sees(tmp_path: Path) -> None:
     sagittal = np.array([[0, 0, 4.0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])  # slices along the last axis
     write_nifti(tmp_path / "a.nii.gz", (30, 28, 6), sagittal)
@@ -90,6 +137,29 @@ def test_volumes_serve_2d_and_only_the_slices_must_be_large_enough(tmp_path: Pat
     assert load_cases(tmp_path, spatial_dims=2, min_size=16, val_fraction=0).training
 
 
+@pytest.mark.parametrize(("free", "workers"), [(10**12, 8), (3 * 12 * 16 * 20 * 30, 3), (10, 1)])
+def test_no_more_images_are_read_at_a_time_than_fit_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, workers: int
+) -> None:
+    write_nifti(tmp_path / "a.nii.gz")
+    write_series(tmp_path / "series", slices=30)  # the largest
+    Image.fromarray(np.zeros((20, 20), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "text.nii.gz").write_text("no image")
+    pools: list[int] = []
+
+    def pool(max_workers: int) -> ThreadPoolExecutor:
+        pools.append(max_workers)
+        return ThreadPoolExecutor(max_workers)
+
+    monkeypatch.setattr("ahm_transforms.io.check.available_memory", lambda: free)
+    monkeypatch.setattr("ahm_transforms.io.check.ThreadPoolExecutor", pool)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    cases = [{"image": str(path), "case_id": path.name} for path in sorted(tmp_path.iterdir()) if path.is_file()]
+    checked = check_cases([*cases, *find_cases(tmp_path / "series").cases], spatial_dims=2)
+    assert len(checked.cases) == 3 and len(checked.bad) == 1
+    assert pools == [workers]
+
+
 def test_error_survives_pickling() -> None:
     error = pickle.loads(pickle.dumps(BadCasesError([LeftOut("a", "b")])))
     assert error.bad == [("a", "b")]
@@ -98,8 +168,10 @@ def test_error_survives_pickling() -> None:
 @pytest.mark.parametrize(
     ("folder", "dims", "count"), [("hippocampus_mr/images", 3, 160), ("busi_ultrasound/images", 2, 780)]
 )
-def test_real_folders_are_clean(folder: str, dims: int, count: int) -> None:
-    cases = load_cases(real_data(folder), spatial_dims=dims, min_size=16, channels=1)
+def test_real_folders_are_clean(folder: str, dims: int, count: int, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        cases = load_cases(real_data(folder), spatial_dims=dims, min_size=16, channels=1)
+    assert not caplog.messages
     assert len(cases.training) + len(cases.validation) == count
     assert len(cases.validation) == count // 5
 

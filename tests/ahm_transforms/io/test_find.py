@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ahm_transforms.io import find_cases, find_inputs, load_image
+from ahm_transforms.io import BadCasesError, find_cases, find_inputs, load_cases, load_image
 from tests.fixtures_data import PATIENT_ID, write_nifti, write_series, write_slice
 
 
@@ -37,6 +38,46 @@ def test_labels_and_hidden_files_are_not_images(tmp_path: Path) -> None:
     assert found.left_out[0].case_id.startswith("folder-")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["label", "labelsTs", "Mask", "masksTr", "seg", "segs", "segmentation", "Annotations", "gt", "GroundTruth", "gtTr"],
+)
+def test_folders_of_labels_have_many_names(tmp_path: Path, name: str) -> None:
+    write_nifti(tmp_path / "images/x.nii.gz")
+    write_nifti(tmp_path / name / "x.nii.gz")
+    write_nifti(tmp_path / "masked/x.nii.gz")
+    assert ids(tmp_path) == ["images_x", "masked_x"]
+    assert [left.name for left in find_cases(tmp_path).left_out] == [f"{name}/"]
+
+
+def test_links_in_circles_and_to_one_folder_bring_every_scan_once(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "scans/site/a.nii.gz")
+    write_nifti(tmp_path / "elsewhere/b.nii.gz")
+    (tmp_path / "scans/loop").symlink_to(".")
+    (tmp_path / "scans/again").symlink_to("site")
+    for name in ("one", "two"):
+        (tmp_path / "scans" / name).symlink_to(tmp_path / "elsewhere")
+    assert ids(tmp_path / "scans") == ["one_b", "site_a"]
+
+
+def test_a_folder_that_cannot_be_read_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_nifti(tmp_path / "a.nii.gz")
+    write_nifti(tmp_path / "site/locked/b.nii.gz")
+    scan = os.scandir
+
+    def refuse(folder: str) -> object:  # what root, who may run the tests, never meets
+        if Path(folder).name == "locked":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    found = find_cases(tmp_path)
+    assert [case["case_id"] for case in found.cases] == ["a"]
+    assert found.bad == [("site/locked/", "cannot be read: Permission denied")]
+    with pytest.raises(BadCasesError, match="site/locked/: cannot be read: Permission denied"):
+        load_cases(tmp_path)
+
+
 def test_patients_are_found_by_pattern(tmp_path: Path) -> None:
     for name in ("patient002_frame01", "patient002_frame12", "patient007_frame01"):
         write_nifti(tmp_path / f"{name}.nii.gz")
@@ -60,6 +101,17 @@ def test_empty_missing_and_useless_folders_are_clear_errors(tmp_path: Path) -> N
     write_series(tmp_path, slices=1)
     with pytest.raises(FileNotFoundError, match=r"(?s)holds no image.*series 3 in \.: a single slice"):
         find_cases(tmp_path)
+
+
+def test_volumes_in_other_formats_are_one_line_of_what_is_left_out(tmp_path: Path) -> None:
+    for name in ("a.nrrd", "b.NRRD", "sub/c.mha", "d.hdr", "d.img", "labels/e.nrrd", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("some header")
+    line = "1 .hdr, 1 .mha, 2 .nrrd: not read here; convert to NIfTI"
+    with pytest.raises(FileNotFoundError, match=rf"(?s)holds no image.*\n  {line}"):
+        find_cases(tmp_path)
+    write_nifti(tmp_path / "a.nii.gz")
+    assert line in [f"{name}: {reason}" for name, reason in find_cases(tmp_path).left_out]
 
 
 def test_one_nifti_file_or_picture_is_an_input(tmp_path: Path) -> None:

@@ -110,6 +110,17 @@ def test_wrong_tables_are_clear_errors(tmp_path: Path, text: str, message: str) 
         load(tmp_path, labels_csv=tmp_path / "none.csv")
 
 
+@pytest.mark.parametrize("classes", [["1", "2", "3"], ["low", "-1", "2.5"]])
+def test_where_a_class_is_called_by_a_number_no_number_is_an_index(tmp_path: Path, classes: list[str]) -> None:
+    for name in "abcd":
+        write_picture(tmp_path / f"{name}.png")
+    rows = zip("abcd", [*classes, "0"], strict=True)
+    (tmp_path / "table.csv").write_text("\n".join(["case_id,label", *(f"{name},{label}" for name, label in rows)]))
+    options = {"classes": classes, "labels_csv": tmp_path / "table.csv"}
+    assert bad(tmp_path, **options) == {"d.png": f"is of class '0', expected one of {', '.join(classes)}"}
+    assert labels(tmp_path, **options, skip_bad=True) == {"a": 0, "b": 1, "c": 2}
+
+
 def test_datalist_says_the_class_by_name_or_index(tmp_path: Path) -> None:
     for name in "abcd":
         write_picture(tmp_path / f"{name}.png")

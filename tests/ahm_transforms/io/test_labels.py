@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import EnsureChannelFirst
 from PIL import Image
+from torch.overrides import TorchFunctionMode
 
 from ahm_transforms.io import LoadLabeld
 
@@ -35,6 +37,28 @@ def test_values_become_class_indices_on_the_same_grid(tmp_path: Path, dtype: typ
     np.testing.assert_array_equal(label.numpy(), expected)
     np.testing.assert_allclose(label.affine, TURNED)
     assert EnsureChannelFirst()(label).shape == (1, *expected.shape)
+
+
+class Calls(TorchFunctionMode):
+    count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_many_classes_are_no_more_work_than_one(tmp_path: Path) -> None:
+    path, counts = write(tmp_path / "a.nii", np.ones((5, 6, 7), np.uint8)), set()
+    for num_classes in (1, 200):
+        with Calls() as calls:
+            load(path, num_classes)
+        counts.add(calls.count)
+    assert len(counts) == 1
+
+
+def test_label_values_may_lie_far_apart(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.nii", np.array([[-4000, 0, 7, 614454272]], np.int32))
+    assert load(path, 3, [614454272, -4000, 7]).tolist() == [[2, 0, 3, 1]]
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P"])
@@ -72,6 +96,9 @@ def test_one_half_is_enough(tmp_path: Path) -> None:
         ([0, 1, 0.25], r"0\.25, which are not all integers, expected 0, 1, 2"),
         ([0, 1, np.nan], r"nan, which are not all integers, expected 0, 1, 2"),
         ([0, 1, -1], r"-1, expected 0, 1, 2"),
+        ([0, 1, 0.9999999], r"the value\(s\) 0\.9999999, which are not all integers"),
+        ([0, 1, 16777216, 0.1], r"the value\(s\) 0\.1, 16777216, which are not all integers"),
+        ([np.nan, 1, 3, np.nan, np.nan], r"the value\(s\) 3, nan, which are not all integers"),
     ],
 )
 def test_other_values_are_named(tmp_path: Path, values: list[float], message: str) -> None:

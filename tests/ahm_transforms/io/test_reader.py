@@ -46,6 +46,24 @@ def test_pictures_are_grey_or_colour_however_they_are_stored(
     assert image.min() == (40_000 if mode == "I;16" else 255)
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+@pytest.mark.parametrize("reader", [CaseReader(), LabelReader()], ids=["image", "label"])
+@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
+def test_pictures_lie_as_viewers_show_them(
+    tmp_path: Path, suffix: str, reader: CaseReader, orientation: int, turns: int
+) -> None:
+    values = np.zeros((16, 32), np.uint8)
+    values[:8, :8] = 200
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"compression": "tiff_lzw"} if suffix == ".tif" else {}
+    Image.fromarray(values).save(tmp_path / f"a{suffix}", exif=exif, **options)
+    image = load_image(tmp_path / f"a{suffix}", reader=reader)
+    shown = np.rot90(values, turns).T  # width first
+    assert image.meta["spatial_shape"].tolist() == list(shown.shape)
+    np.testing.assert_allclose(image.numpy(), shown, atol=2)
+
+
 def write_pages(path: Path, count: int, **options: object) -> None:
     pages = [Image.fromarray(np.full((6, 4), 50 * page, np.uint8)) for page in range(count)]
     pages[0].save(path, save_all=True, append_images=pages[1:], **options)
@@ -100,6 +118,18 @@ def test_error_names_the_file(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(OSError, match=r"a\.nii\.gz cannot be read"):
         LoadCased("image")({"image": str(path)})
+
+
+def test_a_flipped_bit_in_a_compressed_file_is_an_error(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "a.nii.gz", (20, 20, 20))
+    content = (tmp_path / "a.nii.gz").read_bytes()
+    for place in range(2000, len(content), 1000):
+        (tmp_path / "a.nii.gz").write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(OSError, match=r"a\.nii\.gz cannot be read"):
+            load_image(tmp_path / "a.nii.gz")
+    (tmp_path / "a.nii.gz").write_bytes(content[:-8] + bytes(8))
+    with pytest.raises(OSError, match=r"a\.nii\.gz cannot be read: BadGzipFile: CRC check failed"):
+        load_image(tmp_path / "a.nii.gz")
 
 
 def test_dictionary_form_leaves_the_input_and_other_entries_alone(tmp_path: Path) -> None:

@@ -154,6 +154,16 @@ def test_a_label_without_foreground_gives_windows_all_the_same() -> None:
     assert len({item["image"].min().item() for item in seeded((3, 3), 30, 1.0)(data)}) > 5
 
 
+def test_classes_that_are_not_there_are_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    look = np.flatnonzero
+    monkeypatch.setattr("numpy.flatnonzero", lambda where: looks.append(1) or look(where))
+    label = torch.zeros(1, 9, 9, dtype=torch.uint8)
+    label[0, 2, 3], label[0, 5, 6] = 60, 200
+    items = seeded((3, 3), 40, 1.0)({"image": numbered(9, 9), "label": label})
+    assert all(item["label"].any() for item in items) and len(looks) == 2
+
+
 def test_the_share_follows_the_seed() -> None:
     data = labelled(20, 20)
     draws = [[item["image"][0, 0, 0].item() for item in seeded((4, 4), 6, 0.5, seed)(data)] for seed in (0, 0, 1)]
