@@ -87,7 +87,10 @@ def _add(source: Source, part: str, entry: Any, where: str, patient_pattern: str
 
 def _series_in_folder(source: Source, image: str) -> Case | None:
     folder = source.root / image
-    return _only_series(source, image, find_series(visible_files(folder)[0], root=folder))
+    files, _, bad = visible_files(folder)
+    found = find_series(files, root=folder)
+    found.bad += bad
+    return _only_series(source, image, found)
 
 
 def _series_of_files(source: Source, paths: Sequence[Path]) -> Case | None:
