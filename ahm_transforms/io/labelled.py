@@ -129,7 +129,7 @@ def load_classification_cases(
         classes: names of the classes.
         datalist: JSON file in Decathlon form, or what it would hold, to use instead of a search. Its ``validation``
             and ``test`` lists are used as they are; what is not listed is drawn from ``training``. An entry's ``label``
-            is the name or the index of its class; ``mask`` is a path.
+            is the name of its class, or its index where none is called by a number; ``mask`` is a path.
         class_pattern: regular expression that finds the class in a file's path relative to ``dataset_dir``: its first
             group, or else the whole match. Without it, a class's name in the path is enough, capital letters or not,
             if no letter stands beside it.
