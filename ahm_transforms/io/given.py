@@ -41,6 +41,10 @@ class CaseFinder:
         """The cases that the options ask for."""
         return self.load(**self.options)
 
+    def held_out(self, training: Sequence[Case]) -> list[Case]:
+        """Return the test cases beside a training set that was found; beside others there are none."""
+        return self.cases.test if training and _were_found(training) else []
+
     def used(self, training: Sequence[Case], validation: Sequence[Case]) -> Cases:
         """Return the cases that two data sets hold: those found, or else these, checked as if they had been found.
 
@@ -52,8 +56,12 @@ class CaseFinder:
         """
         if not training:
             raise ValueError("there is no case to train on: where a server's datastore is used, label an image first.")
-        if all("case_id" in case for case in (*training, *validation)):
+        if _were_found([*training, *validation]):
             return self.cases
         options = {key: _NO_SAY.get(key, value) for key, value in self.options.items()}
         options |= {"datalist": {"training": list(training), "validation": list(validation)}}
         return self.load(**options | {"val_fraction": 0.0, "test_fraction": 0.0})
+
+
+def _were_found(cases: Sequence[Case]) -> bool:
+    return all("case_id" in case for case in cases)

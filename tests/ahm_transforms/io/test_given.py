@@ -45,6 +45,15 @@ def test_cases_are_found_once_and_when_asked_for(tmp_path: Path) -> None:
     assert calls == [{"dataset_dir": tmp_path, "seed": 3}]
 
 
+def test_test_cases_belong_to_what_was_found_alone() -> None:
+    """Beside the lists of others nothing is looked for, not even the default data."""
+    found = CaseFinder(lambda: Cases([{"image": "a", "case_id": "a"}], [], [{"image": "b", "case_id": "b"}]))
+    assert found.held_out(found.cases.training) == found.cases.test != []
+    for training in ([], [{"image": "a", "label": "c"}]):
+        other = CaseFinder(lambda: pytest.fail("cases were looked for"))
+        assert other.held_out(training) == []
+
+
 def test_lists_of_others_are_checked_and_described(tmp_path: Path) -> None:
     training = [write_pair(tmp_path, "one", 1, 2), write_pair(tmp_path, "two", 2)]
     validation = [write_pair(tmp_path, "three", 1)]
