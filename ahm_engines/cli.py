@@ -192,19 +192,18 @@ def _resources(devices: str | None, workers: int | None) -> tuple[list[str], int
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = torch.cuda.device_count()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
-    gpus = _named_gpus(devices, count) if devices else visible.split(",")[:count]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    known = visible.split(",") if visible else [str(gpu) for gpu in range(count)]
+    gpus = _named_gpus(devices, known) if devices else known[:count]
     slots = gpus * (workers or 1) if gpus else [""] * (workers or min(cores, MOST_WORKERS))
     named = os.environ.get("OMP_NUM_THREADS", "")
     threads = int(named) if named.isdecimal() else 0
     return slots, threads or max(1, cores // len(slots))
 
 
-def _named_gpus(devices: str, count: int) -> list[str]:
+def _named_gpus(devices: str, known: list[str]) -> list[str]:
     """CUDA falls back on the CPU where it does not know a name."""
     gpus = [name.strip() for name in devices.split(",") if name.strip()]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    known = visible.split(",") if visible else [str(gpu) for gpu in range(count)]
     if not gpus or not all(name in known or name.startswith(("GPU-", "MIG-")) for name in gpus):
         raise ValueError(f"--devices: expected some of the visible GPUs {known}, with commas, got {devices!r}.")
     return gpus

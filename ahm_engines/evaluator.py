@@ -162,20 +162,19 @@ class MaskedEvaluator(SupervisedEvaluator):
     def _stats(self, output: Mapping[str, Any], uniform: Decision) -> dict[str, Tensor]:
         image, decision = output[MaskedKeys.IMAGE], output[MaskedKeys.DECISION]
         stats = {}
-        for name, pred, mask in (
-            ("", output[MaskedKeys.PRED], decision.mask),
-            ("random_", output[MaskedKeys.RANDOM_PRED], uniform.mask),
+        chosen_some, random_some = (mask.flatten(1).any(1) for mask in (decision.mask, uniform.mask))
+        for name, pred, mask, some in (
+            ("", output[MaskedKeys.PRED], decision.mask, chosen_some),
+            ("random_", output[MaskedKeys.RANDOM_PRED], uniform.mask, random_some),
         ):
-            some = mask.flatten(1).any(1)
             stats[f"{name}psnr"] = hidden_psnr(pred, image, mask, data_range=self.data_range)[some]
             stats[f"{name}ssim"] = hidden_ssim(pred, image, mask, data_range=self.data_range)[some]
         random_error = (output[MaskedKeys.RANDOM_PRED] - image).abs().mean(1, keepdim=True)
         chosen = masked_mean(output[MaskedKeys.ERROR].flatten(1), decision.mask.flatten(1))
         hardness = chosen / masked_mean(random_error.flatten(1), uniform.mask.flatten(1)).clamp_min(1e-8)
-        some = decision.mask.flatten(1).any(1)
-        stats["hardness"] = hardness[some & uniform.mask.flatten(1).any(1)]
+        stats["hardness"] = hardness[chosen_some & random_some]
         foreground = image.amax(1, keepdim=True) > self.foreground_threshold
-        stats["foreground_share"] = hidden_fraction(foreground, within=decision.mask)[some]
+        stats["foreground_share"] = hidden_fraction(foreground, within=decision.mask)[chosen_some]
         if decision.policy_map is not None:
             error = image_to_cells(random_error, self.masker.patch_size).flatten(1)
             stats["rank_correlation"] = rank_correlation(

@@ -26,9 +26,8 @@ IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 # What the transforms need. All else stays in the file: a DICOM header holds names, dates and numbers of patients.
 _META_KEYS = ("affine", "original_affine", "spatial_shape", "space", "original_channel_dim")
 # How a picture is stored says little about what it shows: palettes, bitmaps and transparency become grey or colour.
-SUBFILE_TYPE, SMALLER_COPY = 254, 1  # TIFF 6.0, NewSubfileType: bit 0 marks a copy of another page in lower resolution
 _PLAIN_MODES = {"1": "L", "LA": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
-
+_SUBFILE_TYPE, _SMALLER_COPY = 254, 1  # TIFF 6.0, NewSubfileType: bit 0 marks a smaller copy of another page
 _CHUNK = 2**20  # bytes
 _OTHER_UNITS = {1: "meter", 3: "micron"}  # of NIfTI's xyzt_units; 2 is mm, and 0 says nothing
 
@@ -184,7 +183,7 @@ def _only_page(picture: Image) -> Image:
     pages = []
     for page in range(picture.n_frames):
         picture.seek(page)
-        if not picture.tag_v2.get(SUBFILE_TYPE, 0) & SMALLER_COPY:
+        if not picture.tag_v2.get(_SUBFILE_TYPE, 0) & _SMALLER_COPY:
             pages.append(page)
     if len(pages) != 1:
         name = Path(getattr(picture, "filename", "")).name
