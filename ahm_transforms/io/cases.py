@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ahm_transforms.io._types import PARTS, BadCasesError, Case, Found, Geometry, LeftOut, lines_by_reason
+from ahm_transforms.io._types import PARTS, BadCasesError, Case, Found, Geometry, LeftOut, Source, lines_by_reason
 from ahm_transforms.io.check import Checked, check_cases
 from ahm_transforms.io.datalist import Datalist
-from ahm_transforms.io.pairs import place_of
+from ahm_transforms.io.pairs import add_files, hide_label_folders, no_labels, place_of
 from ahm_transforms.io.source import find_source
-from ahm_transforms.io.split import divide
+from ahm_transforms.io.split import divide, join_unlabelled
 from ahm_transforms.io.template import template_cases
 
 LOGGER = logging.getLogger(__name__)
@@ -85,6 +85,7 @@ def load_cases(
     dataset_dir: str | Path | None = None,
     *,
     datalist: Datalist | None = None,
+    labels_dir: str | Path | None = None,
     spatial_dims: int = 3,
     val_fraction: float = 0.2,
     test_fraction: float = 0.0,
@@ -102,10 +103,13 @@ def load_cases(
             relative to ``dataset_dir``, or else to itself. Its ``validation`` list is used as it is; without one the
             split is drawn. Its ``test`` list, like the template's test blocks, stays untouched, and no other test part
             is drawn.
+        labels_dir: folder with label maps of some of the images, called as these are. The split is then that of
+            `load_segmentation_cases`, and whoever has no label map is trained on. No label map is opened.
         spatial_dims: 2 or 3.
-        val_fraction: share of the patients for validation.
+        val_fraction: share of the patients for validation, of those with labels where ``labels_dir`` is given.
         test_fraction: share of the patients to leave out. They are those that `load_segmentation_cases` tests on,
-            given the same folder, fraction and ``split_seed``, if all its images have labels.
+            given the same folders, fractions and ``split_seed``, if all its images have labels or ``labels_dir`` is
+            given.
         seed: seed of the split.
         patient_pattern: regular expression that finds the patient in a file's path, such as ``(patient\d+)``.
         skip_bad: leave out what cannot be used, with a warning, where the default is to stop.
@@ -114,13 +118,17 @@ def load_cases(
 
     Raises:
         BadCasesError: some cases cannot be used; it lists them all.
-        FileNotFoundError: the folder or datalist is missing or holds no image.
+        FileNotFoundError: a folder or the datalist is missing or holds no image, or no image has a label map.
         ImportError: the template is wanted and nilearn is not installed.
-        ValueError: the datalist, the split or the pattern is wrong, or two files would have the same id.
+        ValueError: the datalist, the split or the pattern is wrong, two files would have the same id, or ``labels_dir``
+            is given without a folder of images or beside a datalist.
     """
     check_dims(spatial_dims)
+    if labels_dir is not None and (dataset_dir is None or datalist is not None):
+        raise ValueError("labels_dir: expected dataset_dir beside it, and no datalist, which names the parts itself.")
     template = partial(template_cases, spatial_dims=spatial_dims)
     source = find_source(dataset_dir, datalist, patient_pattern=patient_pattern, template=template)
+    labelled = None if labels_dir is None else _labelled(source, labels_dir)
     found, listed = source.found, source.listed
     found.cases = [_unlabelled(case) for case in found.cases if listed.get(case["case_id"]) != "test"]
     checked, left_out = check_found(
@@ -131,7 +139,10 @@ def load_cases(
         min_size=min_size,
         channels=channels,
     )
-    split = divide(checked.cases, listed, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
+    drawn = [case for case in checked.cases if labelled is None or case["case_id"] in labelled]
+    split = divide(drawn, listed, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
+    if labelled is not None:
+        split = join_unlabelled(split, [case for case in checked.cases if case["case_id"] not in labelled])
     return Cases(*split, left_out, checked.geometry)
 
 
@@ -160,6 +171,16 @@ def check_found(found: Found, *, skip_bad: bool, where: str, **options: Any) -> 
     if left_out:
         LOGGER.warning("%d left out:%s", len(left_out), lines_by_reason(left_out))
     return checked, left_out
+
+
+def _labelled(source: Source, labels_dir: str | Path) -> set[str]:
+    """Return the ids of the images that have a label map, and take the maps off the list of images."""
+    hide_label_folders(source, labels_dir)
+    add_files(source, "label", labels_dir)
+    labelled = {case["case_id"] for case in source.found.cases if case["label"] is not None}
+    if source.found.cases and not labelled:
+        raise no_labels(len(source.found.cases), labels_dir)
+    return labelled
 
 
 def _unlabelled(case: Case) -> Case:

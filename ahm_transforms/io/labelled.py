@@ -15,7 +15,7 @@ from ahm_transforms.io.classes import add_classes, class_names
 from ahm_transforms.io.datalist import Datalist
 from ahm_transforms.io.label_check import check_class, check_label
 from ahm_transforms.io.labels import load_label, values_of_classes
-from ahm_transforms.io.pairs import add_files, hide_label_folders, move_without
+from ahm_transforms.io.pairs import add_files, hide_label_folders, move_without, no_labels
 from ahm_transforms.io.source import find_source
 from ahm_transforms.io.split import choose_patients, divide
 from ahm_transforms.io.template import template_classification, template_segmentation
@@ -194,8 +194,7 @@ def _leave_out_unlabelled(source: Source, labels_dir: str | Path | None) -> None
     for case_id in source.listed.keys() - {case["case_id"] for case in source.found.cases}:
         del source.listed[case_id]  # a test list without labels does not count: the test part is drawn
     if images and not source.found.cases:
-        where = f"labels_dir {labels_dir}" if labels_dir else "a folder labels, labelsTr or masks beside images"
-        raise FileNotFoundError(f"none of {images} image(s) has a label: expected files of the same names in {where}.")
+        raise no_labels(images, labels_dir)
 
 
 def _load(

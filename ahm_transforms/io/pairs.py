@@ -51,6 +51,12 @@ def add_files(source: Source, key: str, folder: str | Path | None) -> None:
         case[key] = pairs.get(case["case_id"])
 
 
+def no_labels(images: int, labels_dir: str | Path | None) -> FileNotFoundError:
+    """Return what to raise where none of the images has a label."""
+    where = f"labels_dir {labels_dir}" if labels_dir else "a folder labels, labelsTr or masks beside images"
+    return FileNotFoundError(f"none of {images} image(s) has a label: expected files of the same names in {where}.")
+
+
 def with_masks(found: Found, path: str | Path, masks_dir: str | Path | None, *, wanted: bool) -> Found:
     """Return what to predict on with the path of each case's mask; cases without one are in ``bad``.
 

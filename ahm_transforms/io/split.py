@@ -92,6 +92,15 @@ def divide(
     )
 
 
+def join_unlabelled(split: Split, others: Sequence[Case]) -> Split:
+    """Return ``split`` with the cases that were not divided: with their patient, or else in the training part."""
+    places = {case["patient_id"]: index for index in (2, 1, 0) for case in split[index]}
+    parts = [list(part) for part in split]
+    for case in others:
+        parts[places.get(case["patient_id"], 0)].append(case)
+    return Split(*(sorted(part, key=lambda case: case["case_id"]) for part in parts))
+
+
 def choose_patients(
     cases: Sequence[Case], fraction: float, *, seed: int = 0, stratify: str | None = None
 ) -> list[Case]:

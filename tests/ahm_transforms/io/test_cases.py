@@ -3,12 +3,15 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 
-from ahm_transforms.io import load_cases
+from ahm_transforms.io import Case, load_cases, load_segmentation_cases
 from tests.fixtures_data import write_nifti
 
 
@@ -81,3 +84,49 @@ def test_images_whose_paths_give_one_id_are_told_apart(tmp_path: Path) -> None:
 def test_spatial_dims_must_be_two_or_three(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="spatial_dims must be 2 or 3, got 4"):
         load_cases(tmp_path, spatial_dims=4)
+
+
+def write_partly_labelled(folder: Path, labels: str = "labels") -> Path:
+    """Write two scans each of twelve patients; of the first eight, one scan has a label map."""
+    for patient in range(12):
+        for scan in "ab":
+            write_nifti(folder / f"images/p{patient:02d}{scan}.nii.gz")
+        if patient < 8:
+            (folder / labels).mkdir(exist_ok=True, parents=True)
+            label = nib.Nifti1Image(np.ones((12, 13, 14), np.uint8), np.eye(4))
+            nib.save(label, folder / labels / f"p{patient:02d}a.nii.gz")
+    return folder
+
+
+def patients(cases: Sequence[Case]) -> set[str]:
+    return {case["patient_id"] for case in cases}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("labels", ["labels", "images/annotations"])
+def test_with_labels_of_some_scans_the_split_is_that_of_finetuning(tmp_path: Path, labels: str, seed: int) -> None:
+    folder = write_partly_labelled(tmp_path, labels)
+    options: dict[str, Any] = {"labels_dir": folder / labels, "patient_pattern": r"p\d\d"}
+    options |= {"val_fraction": 0.25, "test_fraction": 0.25}
+    pretraining = load_cases(folder / "images", seed=seed, **options)
+    finetuning = load_segmentation_cases(folder / "images", classes=["a"], split_seed=seed, **options)
+    parts = [getattr(pretraining, part) for part in ("training", "validation", "test")]
+    assert [len(part) for part in parts] == [2 * 4 + 2 * 4, 2 * 2, 2 * 2]  # the second scans go with the first
+    assert patients(parts[0]) == patients(finetuning.training) | {"p08", "p09", "p10", "p11"}
+    assert (patients(parts[1]), patients(parts[2])) == (patients(finetuning.validation), patients(finetuning.test))
+    assert not any("label" in case for part in parts for case in part)
+    assert all([case["case_id"] for case in part] == sorted(case["case_id"] for case in part) for part in parts)
+    without = load_cases(folder / "images", seed=seed, **options | {"labels_dir": None})
+    assert patients(without.test) != patients(finetuning.test)
+
+
+def test_labels_dir_needs_a_folder_of_images_and_labels_of_some(tmp_path: Path) -> None:
+    folder = write_partly_labelled(tmp_path)
+    for options in ({}, {"dataset_dir": folder / "images", "datalist": {"training": ["p00a.nii.gz"]}}):
+        with pytest.raises(ValueError, match="labels_dir: expected dataset_dir beside it, and no datalist"):
+            load_cases(**options, labels_dir=folder / "labels")
+    with pytest.raises(FileNotFoundError, match=r"none of 24 image\(s\) has a label: .* in labels_dir .*elsewhere"):
+        (tmp_path / "elsewhere").mkdir()
+        load_cases(folder / "images", labels_dir=tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
+        load_cases(folder / "images", labels_dir=tmp_path / "nowhere")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,19 @@ def test_pretraining_keeps_away_from_the_same_test_patients(pairs_of_scans: Path
     assert len(patients(labelled.test)) == 3
     assert patients(unlabelled.test) == patients(labelled.test)
     assert not patients(unlabelled.training + unlabelled.validation) & patients(labelled.test)
+
+
+def test_pretraining_with_labels_of_some_scans_keeps_away_from_them_too(pairs_of_scans: Path, tmp_path: Path) -> None:
+    for label in sorted((pairs_of_scans.parent / "labels").glob("p[0-5]_*")):
+        shutil.copy(label, tmp_path)
+    options = {"patient_pattern": r"(p\d)", "test_fraction": 0.3, "val_fraction": 0.2, "labels_dir": str(tmp_path)}
+    labelled = split(pairs_of_scans, **options)
+    everyone: Cases = read_bundle("train.json", dataset_dir=str(pairs_of_scans), **options).parser.get_parsed_content(
+        "cases"
+    )
+    assert patients(labelled.test) and patients(everyone.test) == patients(labelled.test)
+    assert patients(everyone.validation) == patients(labelled.validation)
+    assert patients(everyone.training) == patients(labelled.training) | {"p6", "p7", "p8", "p9"}
 
 
 def test_patients_for_testing_who_were_pretrained_on_are_told(
