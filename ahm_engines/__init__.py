@@ -2,6 +2,7 @@
 """Training, evaluation and inference loops around networks and maskers."""
 
 from ahm_engines.case_inference import CaseInference, IncompleteInferenceError, TolerantDataset
+from ahm_engines.command import begin_command
 from ahm_engines.contrastive import PairedContrastiveLoss, pair_scores, prepare_views
 from ahm_engines.evaluator import MaskedEvaluator
 from ahm_engines.events import MaskedEvents, MaskedKeys
@@ -27,6 +28,7 @@ __all__ = [
     "PairedContrastiveLoss",
     "ProgressReward",
     "TolerantDataset",
+    "begin_command",
     "fitting_network",
     "load_masker",
     "load_pretrained",

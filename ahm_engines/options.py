@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Container, Iterable
 from typing import Any
 
-__all__ = ["entries", "names", "unknown_entries"]
+__all__ = ["did_you_mean", "entries", "names", "unknown_entries"]
 
 
 def entries(texts: Iterable[str]) -> dict[str, Any]:
@@ -28,6 +29,12 @@ def names(text: str) -> list[str]:
 def unknown_entries(given: Iterable[str], known: Container[str]) -> list[str]:
     """Return which of the ``given`` entries of a bundle, such as ``train#epoch_length``, begin with none it knows."""
     return sorted(key for key in given if re.split("#|::", key)[0] not in known)
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """Return how to end a sentence about a name that is not known: with the one that is most like it, if any is."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else "."
 
 
 def _entry(text: str) -> tuple[str, Any]:

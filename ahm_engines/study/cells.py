@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ahm_engines.options import unknown_entries
+from ahm_engines.options import did_you_mean, unknown_entries
 from ahm_engines.study.settings import COMMON, Arm, Study
 from ahm_engines.study.splits import Splits
 from ahm_transforms.io.json_file import read_json
@@ -208,9 +207,7 @@ def _entries(bundle: Path, files: Sequence[str]) -> set[str]:
 
 def _expect_entries(where: str, options: Mapping[str, Any], known: set[str], bundle: Path) -> None:
     for name in unknown_entries(options, known):
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {close[0]}?" if close else "."
-        raise ValueError(f"{where}: {bundle.name} has no option {name!r}{hint}")
+        raise ValueError(f"{where}: {bundle.name} has no option {name!r}{did_you_mean(name, known)}")
 
 
 def _finetuning(study: Study, arm: Arm) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from ahm_engines.errors import behind_monai
 from ahm_engines.files import write_json
 from ahm_engines.handlers.checkpoint import LAST, load_checkpoint
 from ahm_engines.study.cells import OPTIONS, Job
@@ -117,8 +118,7 @@ def _one_line(error: BaseException) -> str:
 
     Further lines are lists of files, and stay in the log: results and reports are handed on.
     """
-    while error.__cause__ is not None and str(error).startswith("Failed to "):
-        error = error.__cause__
+    error = behind_monai(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     more = f" ({len(lines) - 1} more lines in {LOG})" if len(lines) > 1 else ""
     return f"{type(error).__name__}: {''.join(lines[:1])}"[:500] + more

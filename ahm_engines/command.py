@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the bundles' commands do first, so that a slip of the pen is noticed and an error can be read."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+from monai.bundle import run
+
+from ahm_engines.errors import behind_monai
+from ahm_engines.options import did_you_mean, unknown_entries
+from ahm_engines.reports import running_config
+
+__all__ = ["begin_command", "unused_options"]
+
+_REFERENCE = re.compile(r"[@%](\w+)")
+_READ_BY_MONAI = {
+    *("imports", "initialize", "run", "finalize", "training", "evaluating", "displayable_configs"),
+    *("experiment_name", "run_name", "tracking_uri", "save_execute_config"),
+}
+
+
+def begin_command() -> None:
+    """Refuse options that nothing uses, and have an error end with its cause; the bundles' ``initialize`` calls this.
+
+    MONAI takes any name for a new entry, so that ``--dataset_dirr scans`` would train on the default data, and wraps an
+    error in others, one for each entry that it came through. Nothing is done where no ``monai.bundle run`` is at work:
+    whoever builds a workflow in Python may add entries, and sees the errors.
+
+    Raises:
+        ValueError: nothing uses an option; it names the entry that was probably meant.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not run.__code__:
+        frame = frame.f_back
+    if frame is None:
+        return
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _end_with_the_cause
+    command, config = frame.f_locals, running_config()
+    steps = {command[name] for name in ("run_id", "init_id", "final_id")}
+    given = [name for name in command["override"] if name not in steps]
+    for name in unused_options(given, config):
+        hint = did_you_mean(name, config.keys() - set(given))
+        raise ValueError(f"--{name}: nothing in these configuration files uses such an option{hint}")
+
+
+def unused_options(given: Iterable[str], config: Mapping[str, Any]) -> list[str]:
+    """Return which of the ``given`` entries neither an entry of a configuration refers to nor MONAI knows by name."""
+    used = {name for text in _texts(config) for name in _REFERENCE.findall(text)}
+    return unknown_entries(given, used | _READ_BY_MONAI)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)
+
+
+def _end_with_the_cause(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    sys.__excepthook__(kind, error, traceback)
+    cause = behind_monai(error)
+    if cause is not error:
+        print(f"\n{type(cause).__name__}: {cause}", file=sys.stderr)
