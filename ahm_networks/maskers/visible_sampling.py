@@ -109,7 +109,8 @@ class VisibleSamplingMasker(Masker):
         hidden = decision.cells.flatten(1)
         error = image_to_cells(reward, self.patch_size).flatten(1)
         self.error_moments.update(error, hidden)
-        return -masked_mean(log_p * (error / (self.error_moments.mean + EPS)), hidden).mean()
+        weight = torch.where(hidden, error / (self.error_moments.mean + EPS), 0.0)
+        return -masked_mean(log_p * weight, hidden).mean()
 
 
 class _WithAttention(nn.Module):

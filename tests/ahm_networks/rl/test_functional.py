@@ -340,6 +340,11 @@ class TestRunningMoments:
         moments.update(torch.tensor([7.0]), torch.tensor([False]))
         assert (float(moments.mean), float(moments.var), float(moments.steps)) == (2.0, 1.0, 1.0)
 
+    def test_what_is_not_marked_may_be_nan_or_infinite(self) -> None:
+        moments = RunningMoments()
+        moments.update(torch.tensor([1.0, 3.0, INF, math.nan]), torch.tensor([True, True, False, False]))
+        assert (float(moments.mean), float(moments.var)) == (2.0, 1.0)
+
     def test_travels_with_the_checkpoint(self) -> None:
         moments, other = RunningMoments(), RunningMoments()
         moments.update(torch.tensor([4.0, 8.0]))
