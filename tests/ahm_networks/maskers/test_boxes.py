@@ -572,6 +572,7 @@ class TestIntelligentMasking:
         ({"n_steps": 1, "stop": True}, "stop, network: matter after the first box only"),
         ({"n_steps": 1, "network": nn.Identity()}, "stop, network: matter after the first box only"),
         ({"gamma": 1.1}, "gamma, target_decay: expected"),
+        ({"learner": "actor_critic", "gamma": 1.1}, r"gamma: expected a number in \[0, 1\], got 1.1"),
         ({"target_decay": 1.0}, "gamma, target_decay: expected"),
         ({"explore": (0.5, 0.2)}, "start, end: expected"),
         ({"explore": 0.2}, r"explore: expected two numbers in \[0, 1\], got 0.2"),
