@@ -87,6 +87,7 @@ class MaskedLoss(nn.Module):
     def _patch_statistics(self, image: Tensor) -> tuple[Tensor, Tensor]:
         if self.patch_size is None:
             raise ValueError("patch_size: expected one, got None.")
+        image = image.float()  # squares overflow in half precision
         axes = tuple(range(2, image.ndim))
         mean = image_to_cells(image, self.patch_size)
         variance = (image_to_cells(image.square(), self.patch_size) - mean.square()).clamp_min(0.0)

@@ -100,6 +100,13 @@ def test_per_patch_targets_by_hand() -> None:
     assert torch.allclose(loss.to_intensity(right, image), image, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_patch_statistics_of_half_precision_images(dtype: torch.dtype) -> None:
+    image = (torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) + 300).to(dtype)
+    loss, pred = MaskedLoss("l2", patch_size=4), torch.randn(1, 1, 8, 8)
+    torch.testing.assert_close(loss.to_intensity(pred, image), loss.to_intensity(pred, image.float()))
+
+
 def test_noise_in_flat_patches_is_not_blown_up() -> None:
     image = torch.zeros(1, 1, 8, 8)
     image[..., 4:] = torch.rand(8, 4, generator=torch.Generator().manual_seed(0))
