@@ -114,6 +114,12 @@ def test_reductions_pass_gradients():
     assert image.grad[0, 0].tolist() == [[0.25, 0.25, 0.5], [0.25, 0.25, 0.5], [0.5, 0.5, 1.0]]
 
 
+@pytest.mark.parametrize("axes", [0, 4])
+def test_reductions_of_other_axes_are_refused(axes):
+    with pytest.raises(ValueError, match=r"image: expected .* with 1 to 3 spatial axes"):
+        image_to_cells(torch.zeros(1, 1, *[4] * axes), 2)
+
+
 def test_unknown_reduction_is_refused():
     with pytest.raises(ValueError, match="expected 'mean' or 'max', got 'median'"):
         image_to_cells(torch.ones(1, 1, 4, 4), 2, reduction="median")
