@@ -158,6 +158,12 @@ class DeepSupervision(DeepSupervisionLoss):
         weights = [0.5**level for level in range(levels)]
         return [weight / sum(weights) for weight in weights]
 
+    def get_loss(self, pred: Tensor, label: Tensor) -> Tensor:
+        """Loss of one prediction, with the label of its size and of any type."""
+        if pred.shape[2:] != label.shape[2:]:
+            label = F.interpolate(label.float(), pred.shape[2:], mode="nearest-exact").to(label.dtype)
+        return self.loss(pred, label)
+
     def forward(self, pred: Tensor | Sequence[Tensor], label: Tensor) -> Tensor:
         """Return the loss, a scalar."""
         if isinstance(pred, Tensor) and pred.ndim == label.ndim + 1:

@@ -155,6 +155,16 @@ def test_heads_that_agree_have_the_loss_of_one() -> None:
     assert torch.equal(loss(pred, label), squared(pred, label))
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_coarser_heads_meet_integer_labels(dtype: torch.dtype) -> None:
+    label = torch.arange(4).repeat_interleave(4).view(1, 1, 4, 4).to(dtype)
+    seen: list[Tensor] = []
+    DeepSupervision(lambda pred, label: seen.append(label) or pred.sum())([torch.zeros(1, 1, 4, 4)] * 2, label)
+    DeepSupervision(lambda pred, label: seen.append(label) or pred.sum())([torch.zeros(1, 1, 2, 2)], label)
+    assert [each.dtype for each in seen] == [dtype] * 3
+    assert seen[-1].flatten().tolist() == [1, 1, 3, 3]
+
+
 def test_coarser_heads_meet_a_label_of_their_size() -> None:
     label = torch.zeros(1, 1, 4, 4)
     label[..., 2:] = 1
