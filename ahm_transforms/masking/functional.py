@@ -45,14 +45,15 @@ def patch_shape(patch_size: int | Sequence[int], spatial_dims: int, name: str = 
     """Spell out the patch size, in voxels, for each of ``spatial_dims`` axes; ``name`` is what errors call it.
 
     Raises:
-        ValueError: when a size is below 1 or the number of sizes does not fit.
+        ValueError: when a size is below 1 or not whole, or the number of sizes does not fit.
     """
     try:
-        patch = tuple(int(p) for p in ensure_tuple_rep(patch_size, spatial_dims))
+        sizes = ensure_tuple_rep(patch_size, spatial_dims)
+        patch = tuple(int(p) for p in sizes)
     except ValueError as error:
         raise ValueError(f"{name}: expected 1 or {spatial_dims} sizes, got {patch_size!r}.") from error
-    if min(patch) < 1:
-        raise ValueError(f"{name}: expected sizes of at least 1 voxel, got {patch_size!r}.")
+    if min(patch) < 1 or patch != sizes:
+        raise ValueError(f"{name}: expected sizes of at least 1 voxel, in whole voxels, got {patch_size!r}.")
     return patch
 
 

@@ -580,6 +580,7 @@ class TestIntelligentMasking:
         ({"entropy_weight": 0.01}, r"entropy_weight: expected two numbers in \[0, inf\], got 0.01"),
         ({"entropy_floor": 80.0}, r"entropy_floor: expected a number in \[0, 1\], got 80.0"),
         ({"sizes": ()}, "sizes: expected boxes"),
+        ({"sizes": (1, 2.5)}, "sizes: expected boxes of at least 1 cell along each axis, in whole cells"),
         ({"replay": -1}, "capacity: expected at least 1 episode"),
         ({"features": "nonsense"}, "features: expected"),
     ],
