@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.losses import ContrastiveLoss
 from torch import Tensor, nn
 
 from ahm_engines.step import prepare_image
@@ -16,7 +15,6 @@ from ahm_engines.step import prepare_image
 __all__ = ["PairedContrastiveLoss", "pair_scores", "prepare_views"]
 
 VIEWS = ("image", "view")
-LEAST_TEMPERATURE = 0.02  # exp(1 / temperature) has to stay a float32
 
 
 def prepare_views(batch: Any, device: torch.device, non_blocking: bool = False, **kwargs: Any) -> tuple[Tensor, None]:
@@ -45,15 +43,16 @@ class PairedContrastiveLoss(nn.Module):
     """SimCLR's loss (NT-Xent; Chen et al., ICML 2020) of a batch as :func:`prepare_views` lays it out.
 
     With ``s`` the cosine of two vectors, ``t`` the temperature and ``p(i)`` the other view of the crop of view ``i``,
-    ``loss = mean_i -log(exp(s(i, p(i)) / t) / sum_{j != i} exp(s(i, j) / t))``. That is MONAI's ``ContrastiveLoss``: of
+    ``loss = mean_i -log(exp(s(i, p(i)) / t) / sum_{j != i} exp(s(i, j) / t))``, as in MONAI's ``ContrastiveLoss``: of
     the 2B views, the sum leaves out view ``i`` itself and nothing else, so that the positive is one of its 2B - 1
-    terms. Vectors that are all alike have the loss ``log(2B - 1)``. MONAI holds ``[2B, 2B, D]`` numbers at once.
+    terms. Vectors that are all alike have the loss ``log(2B - 1)``. Unlike MONAI's, no exponential leaves float32 at
+    low temperatures, and ``[2B, 2B]`` numbers are held at once instead of ``[2B, 2B, D]``.
 
     Args:
         temperature: the lower, the more the nearest negatives count.
 
     Raises:
-        ValueError: for a temperature below 0.02, at which MONAI's exponentials leave float32.
+        ValueError: for a temperature that is not positive.
 
     Example:
         >>> loss = PairedContrastiveLoss(temperature=0.5)
@@ -63,9 +62,9 @@ class PairedContrastiveLoss(nn.Module):
 
     def __init__(self, temperature: float = 0.1) -> None:
         super().__init__()
-        if not temperature >= LEAST_TEMPERATURE:
-            raise ValueError(f"temperature: expected at least {LEAST_TEMPERATURE}, got {temperature}.")
-        self.loss = ContrastiveLoss(temperature)
+        if not temperature > 0:
+            raise ValueError(f"temperature: expected a positive number, got {temperature}.")
+        self.temperature = temperature
 
     def forward(self, pred: Tensor, label: Any = None) -> Tensor:
         """Return the mean loss of the views, a scalar, in float32 whatever autocast.
@@ -77,15 +76,16 @@ class PairedContrastiveLoss(nn.Module):
         Raises:
             ValueError: for fewer than two crops, or an odd number of rows.
         """
-        first, second = _halves(pred)
-        if len(first) < 2:
+        if pred.ndim != 2 or len(pred) % 2:
+            raise ValueError(f"pred: expected [2B, D], two views of each crop, got shape {tuple(pred.shape)}.")
+        if len(pred) < 4:
             raise ValueError(
-                f"pred: expected the views of at least 2 crops, got {len(first)}: a crop alone has no negatives. "
+                f"pred: expected the views of at least 2 crops, got {len(pred) // 2}: a crop alone has no negatives. "
                 "Raise cases_per_batch or samples_per_case."
             )
         with torch.autocast(pred.device.type, enabled=False):
-            loss: Tensor = self.loss(first.float(), second.float())
-        return loss
+            similarity, partner = _compared(pred)
+            return F.cross_entropy(similarity / self.temperature, partner)
 
 
 def pair_scores(first: Tensor, second: Tensor, temperature: float) -> dict[str, float]:
@@ -105,9 +105,7 @@ def pair_scores(first: Tensor, second: Tensor, temperature: float) -> dict[str, 
         >>> pair_scores(views, views, 0.5)["retrieval"]
         1.0
     """
-    views = F.normalize(torch.cat([first, second]).float(), dim=1)
-    partner = torch.arange(len(views), device=views.device).roll(len(first))
-    similarity = (views @ views.T).fill_diagonal_(-torch.inf)
+    similarity, partner = _compared(torch.cat([first, second]))
     return {
         "retrieval": float((similarity.argmax(1) == partner).float().mean()),
         "alignment": float(similarity.gather(1, partner[:, None]).mean()),
@@ -115,8 +113,8 @@ def pair_scores(first: Tensor, second: Tensor, temperature: float) -> dict[str, 
     }
 
 
-def _halves(pred: Tensor) -> tuple[Tensor, Tensor]:
-    if pred.ndim != 2 or len(pred) % 2:
-        raise ValueError(f"pred: expected [2B, D], two views of each crop, got shape {tuple(pred.shape)}.")
-    first, second = pred.chunk(2)
-    return first, second
+def _compared(views: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines of all views ``[2B, D]`` with all others, minus infinity with themselves, and the row of each partner."""
+    views = F.normalize(views.float(), dim=1)
+    partner = torch.arange(len(views), device=views.device).roll(len(views) // 2)
+    return (views @ views.T).fill_diagonal_(-torch.inf), partner

@@ -87,6 +87,7 @@ class MaskedLoss(nn.Module):
     def _patch_statistics(self, image: Tensor) -> tuple[Tensor, Tensor]:
         if self.patch_size is None:
             raise ValueError("patch_size: expected one, got None.")
+        image = image.float()  # squares overflow in half precision
         axes = tuple(range(2, image.ndim))
         mean = image_to_cells(image, self.patch_size)
         variance = (image_to_cells(image.square(), self.patch_size) - mean.square()).clamp_min(0.0)
@@ -156,6 +157,12 @@ class DeepSupervision(DeepSupervisionLoss):
         """Weights of that many predictions, with sum 1."""
         weights = [0.5**level for level in range(levels)]
         return [weight / sum(weights) for weight in weights]
+
+    def get_loss(self, pred: Tensor, label: Tensor) -> Tensor:
+        """Loss of one prediction, with the label of its size and of any type."""
+        if pred.shape[2:] != label.shape[2:]:
+            label = F.interpolate(label.float(), pred.shape[2:], mode="nearest-exact").to(label.dtype)
+        return self.loss(pred, label)
 
     def forward(self, pred: Tensor | Sequence[Tensor], label: Tensor) -> Tensor:
         """Return the loss, a scalar."""

@@ -21,6 +21,7 @@ from ahm_engines.rewards import ErrorReward
 from ahm_engines.step import Precision, average_gradients, broadcast_weights, check_fit, prepare_image
 from ahm_networks.maskers import Decision, Masker
 from ahm_networks.processes import mean_over_processes, share_of_batch
+from ahm_networks.rl.schedules import check_ends
 
 __all__ = ["MaskedTrainer"]
 
@@ -78,7 +79,7 @@ class MaskedTrainer(SupervisedTrainer):
             train_handlers, event_names, event_to_attr, decollate: as in MONAI's ``SupervisedTrainer``.
 
     Raises:
-        ValueError: when the masker's cells do not consist of whole tokens of the network.
+        ValueError: when the masker's cells do not consist of whole tokens of the network, or a stage is no interval.
         FloatingPointError: when a loss was not finite, one iteration later or at the end of the epoch, before any
             handler saves what came of it.
 
@@ -160,8 +161,8 @@ class MaskedTrainer(SupervisedTrainer):
         self.masker = masker
         self.masker_optimizer = masker_optimizer
         self.reward = reward or ErrorReward()
-        self.network_stages = network_stages
-        self.masker_stages = masker_stages
+        self.network_stages = _checked_stages("network_stages", network_stages)
+        self.masker_stages = _checked_stages("masker_stages", masker_stages)
         self.schedule_epochs = schedule_epochs
         self.gradient_clip = gradient_clip
         self.masker_gradient_clip = masker_gradient_clip
@@ -267,6 +268,14 @@ class MaskedTrainer(SupervisedTrainer):
             pred = self._rebuild(image, decision.mask)
             error = self.loss_function.error(pred, image)
         return decision, self._rewarded(error, pred, decision.mask)
+
+
+def _checked_stages(name: str, stages: Stages) -> Stages:
+    for stage in stages:
+        first, last = check_ends(name, stage, 0, 1)
+        if first > last:
+            raise ValueError(f"{name}: expected intervals that end no earlier than they begin, got {stage!r}.")
+    return stages
 
 
 def _within(progress: float, stages: Stages) -> bool:

@@ -145,7 +145,8 @@ class ActorCriticMasker(Masker):
         decisions = [_own(decision) for decision, _ in steps]
         errors = [image_to_cells(reward, self.patch_size).flatten(1) for _, reward in steps]
         for decision, error in zip(decisions, errors, strict=True):
-            self.reward_moments.update(error, decision.cells.flatten(1))
+            counted = error.clamp_min(0.0) if self.reward_scale == "log" else error
+            self.reward_moments.update(counted, decision.cells.flatten(1))
         rewards = [self._scaled(error, d.cells.flatten(1)) for d, error in zip(decisions, errors, strict=True)]
         pairs = list(zip(decisions, rewards, strict=True))
         value = torch.stack([self._value_loss(decision, reward) for decision, reward in pairs]).mean()

@@ -25,13 +25,14 @@ class BorrowedNetwork:
 
     @torch.no_grad()
     def __call__(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Rebuild ``image`` ``[B, C, *S]`` under ``mask`` in eval mode, and leave the network in the mode it was in."""
-        training = self.network.training
+        """Rebuild ``image`` ``[B, C, *S]`` under ``mask`` in eval mode; every module returns to the mode it was in."""
+        modes = [(module, module.training) for module in self.network.modules()]
         self.network.eval()
         try:
             rebuilt: Tensor = self.network(image, mask)
         finally:
-            self.network.train(training)
+            for module, training in modes:
+                module.training = training
         return rebuilt
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BorrowedNetwork:

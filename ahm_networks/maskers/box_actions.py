@@ -113,14 +113,15 @@ def box_sizes(sizes: Sequence[int | Sequence[int]], spatial_dims: int) -> tuple[
     """Spell out box sizes, in cells, for each axis.
 
     Raises:
-        ValueError: when there is none, one is below 1, or the number of axes does not fit.
+        ValueError: when there is none, one is below 1 or not whole, or the number of axes does not fit.
     """
     try:
-        spelt = tuple(tuple(int(s) for s in ensure_tuple_rep(size, spatial_dims)) for size in sizes)
+        given = tuple(ensure_tuple_rep(size, spatial_dims) for size in sizes)
+        spelt = tuple(tuple(int(s) for s in size) for size in given)
     except ValueError as error:
         raise ValueError(f"sizes: expected each to be 1 or {spatial_dims} numbers, got {sizes!r}.") from error
-    if not spelt or min(min(size) for size in spelt) < 1:
-        raise ValueError(f"sizes: expected boxes of at least 1 cell along each axis, got {sizes!r}.")
+    if not spelt or min(min(size) for size in spelt) < 1 or spelt != given:
+        raise ValueError(f"sizes: expected boxes of at least 1 cell along each axis, in whole cells, got {sizes!r}.")
     return spelt
 
 

@@ -12,7 +12,7 @@ from ahm_networks.processes import share_of_batch
 from ahm_networks.rl import functional as rl
 from ahm_networks.rl import q_learning as ql
 from ahm_networks.rl.running import RunningMoments
-from ahm_networks.rl.schedules import LinearSchedule
+from ahm_networks.rl.schedules import LinearSchedule, check_share
 
 __all__ = ["ActorCriticLearner"]
 
@@ -27,13 +27,16 @@ class ActorCriticLearner(BoxLearner):
         entropy_weight: of the entropy bonus at the start and at the end of the training.
         entropy_floor: share of the largest entropy below which a penalty acts.
         value_weight: weight of the value loss.
+
+    Raises:
+        ValueError: for a gamma that is not in [0, 1].
     """
 
     def __init__(
         self, *, gamma: float, entropy_weight: tuple[float, float], entropy_floor: float, value_weight: float = 0.5
     ) -> None:
         super().__init__()
-        self.gamma = gamma
+        self.gamma = check_share("gamma", gamma)
         self.entropy_weight = LinearSchedule(*entropy_weight)
         self.entropy_floor = entropy_floor
         self.value_weight = value_weight

@@ -51,7 +51,7 @@ class BoxReward(nn.Module):
 
     def cell_loss(self, predicted: Tensor, error: Tensor, hidden: Tensor) -> Tensor:
         """Squared error of the predicted standardised errors of all hidden cells, ``[B, N]`` each."""
-        target = (error - self.moments.mean) / self.moments.std
+        target = torch.where(hidden, (error - self.moments.mean) / self.moments.std, 0.0)
         return masked_mean((predicted - target).square().flatten(), hidden.flatten()) * share_of_batch(hidden)
 
 

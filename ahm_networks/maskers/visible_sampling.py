@@ -34,7 +34,8 @@ class VisibleSamplingMasker(Masker):
 
     .. math:: L = -\frac{1}{k} \sum_{i \text{ hidden}} \log p_i \, \frac{e_i}{\bar e}
 
-    with ``p`` the softmax over the allowed cells and ``e`` the error, which carries no gradient, over its running mean.
+    with ``p`` the softmax over the allowed cells and ``e`` the error, which carries no gradient, over its running mean;
+    rewards below zero, as of learning progress, count as zero.
     A cell with a large error is thereby more likely to be *shown* next time, up to a ``p`` in proportion to the error:
     the opposite curriculum to AHM's. There is no baseline, and ``p`` is that of one draw of one cell, not of the set,
     as in the released code: the loss is a weighted cross-entropy, no policy gradient.
@@ -107,9 +108,10 @@ class VisibleSamplingMasker(Masker):
     def _step_loss(self, decision: Decision, reward: Tensor) -> Tensor:
         log_p = _own(decision).logits.log_softmax(1)
         hidden = decision.cells.flatten(1)
-        error = image_to_cells(reward, self.patch_size).flatten(1)
+        error = image_to_cells(reward, self.patch_size).flatten(1).clamp_min(0.0)
         self.error_moments.update(error, hidden)
-        return -masked_mean(log_p * (error / (self.error_moments.mean + EPS)), hidden).mean()
+        weight = torch.where(hidden, error / (self.error_moments.mean + EPS), 0.0)
+        return -masked_mean(log_p * weight, hidden).mean()
 
 
 class _WithAttention(nn.Module):

@@ -113,6 +113,7 @@ def _check_names(name: str, network: type[nn.Module], args: Mapping[str, Any], a
 
 def _unet(dims: int, args: dict[str, Any]) -> tuple[Sequence[int], dict[str, Any]]:
     args = UNET_ARGS | args
+    args["strides"] = args["strides"][: max(len(args["channels"]) - 1, 0)]  # UNet makes no use of the others
     return _stride_product(args["strides"], dims), args
 
 

@@ -240,9 +240,13 @@ def zscore_reward(error: Tensor, hidden: Tensor) -> Tensor:
 
 
 def rank_reward(error: Tensor, hidden: Tensor) -> Tensor:
-    """Rank of each hidden cell's error among the hidden ones, scaled to [0, 1]; 0 elsewhere. ``[B, N]``."""
-    order = error.masked_fill(~hidden, float("-inf")).argsort(1)
-    position = torch.arange(error.shape[1], device=error.device).expand_as(order)
-    rank = torch.empty_like(order).scatter_(1, order, position).to(error.dtype)
+    """Rank of each hidden cell's error among the hidden ones, scaled to [0, 1]; 0 elsewhere. ``[B, N]``.
+
+    Equal errors, as of crops of plain air, share the mean of their ranks.
+    """
+    error = error.contiguous()
+    ordered = error.masked_fill(~hidden, float("-inf")).sort(1).values
+    below, up_to = torch.searchsorted(ordered, error), torch.searchsorted(ordered, error, right=True)
+    rank = (below + up_to - 1).to(error.dtype) / 2
     shown = (~hidden).sum(1, keepdim=True)
     return torch.where(hidden, (rank - shown) / (hidden.sum(1, keepdim=True) - 1).clamp_min(1), 0.0)

@@ -40,10 +40,10 @@ class RunningMoments(nn.Module):
     @torch.no_grad()
     def update(self, values: Tensor, where: Tensor | None = None) -> None:
         """Take in ``values`` (those that ``where`` marks); an empty selection changes nothing."""
-        weight = torch.ones_like(values) if where is None else where.to(values.dtype)
-        total = weight.sum()
-        mean = (values * weight).sum() / total.clamp_min(1.0)
-        spread = ((values - mean).square() * weight).sum() / total.clamp_min(1.0)
+        where = torch.ones_like(values, dtype=torch.bool) if where is None else where
+        total = where.to(values.dtype).sum()
+        mean = torch.where(where, values, 0.0).sum() / total.clamp_min(1.0)
+        spread = torch.where(where, values - mean, 0.0).square().sum() / total.clamp_min(1.0)
         some, mean, spread = _joined(*gather(torch.stack([total, mean, spread])).unbind(1))
         share = (self.steps + 1.0).reciprocal().clamp_min(1.0 - self.decay) * some
         delta = mean - self.mean

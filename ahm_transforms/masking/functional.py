@@ -3,7 +3,8 @@
 
 A *cell* is one patch of the grid that covers an image. Where the patch size does not divide the image, the last
 cell of an axis is smaller: it is kept, never dropped. Everything here is vectorised, works for any number of spatial
-axes, and draws no random numbers: the caller brings the scores. ``True`` means hidden, everywhere.
+axes (`image_to_cells` for one to three), and draws no random numbers: the caller brings the scores. ``True`` means
+hidden, everywhere.
 """
 
 from __future__ import annotations
@@ -44,14 +45,15 @@ def patch_shape(patch_size: int | Sequence[int], spatial_dims: int, name: str = 
     """Spell out the patch size, in voxels, for each of ``spatial_dims`` axes; ``name`` is what errors call it.
 
     Raises:
-        ValueError: when a size is below 1 or the number of sizes does not fit.
+        ValueError: when a size is below 1 or not whole, or the number of sizes does not fit.
     """
     try:
-        patch = tuple(int(p) for p in ensure_tuple_rep(patch_size, spatial_dims))
+        sizes = ensure_tuple_rep(patch_size, spatial_dims)
+        patch = tuple(int(p) for p in sizes)
     except ValueError as error:
         raise ValueError(f"{name}: expected 1 or {spatial_dims} sizes, got {patch_size!r}.") from error
-    if min(patch) < 1:
-        raise ValueError(f"{name}: expected sizes of at least 1 voxel, got {patch_size!r}.")
+    if min(patch) < 1 or patch != sizes:
+        raise ValueError(f"{name}: expected sizes of at least 1 voxel, in whole voxels, got {patch_size!r}.")
     return patch
 
 
@@ -112,7 +114,8 @@ def image_to_cells(image: Tensor, patch_size: int | Sequence[int], *, reduction:
     """Reduce the voxels of each cell to one number.
 
     Args:
-        image: ``[B, C, *S]``; float32 or float64, all else is read as float32 (a sum overflows in half precision).
+        image: ``[B, C, *S]`` with one to three spatial axes; float32 or float64, all else is read as float32 (a sum
+            overflows in half precision).
         patch_size: voxels per cell.
         reduction: ``mean`` over the voxels that the cell really has, or their ``max``.
 
@@ -120,8 +123,10 @@ def image_to_cells(image: Tensor, patch_size: int | Sequence[int], *, reduction:
         ``[B, C, *G]``.
 
     Raises:
-        ValueError: for another reduction, or an image smaller than a patch.
+        ValueError: for another reduction, more axes, or an image smaller than a patch.
     """
+    if image.ndim not in (3, 4, 5):
+        raise ValueError(f"image: expected [B, C, *S] with 1 to 3 spatial axes, got shape {tuple(image.shape)}.")
     patch = patch_shape(patch_size, image.ndim - 2)
     grid_shape(image.shape[2:], patch)
     image = image if image.dtype in (torch.float32, torch.float64) else image.float()

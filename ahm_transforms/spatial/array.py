@@ -102,6 +102,8 @@ class ResampleToSpacing(InvertibleTransform):
 def _interpolate(values: torch.Tensor, zoom: np.ndarray, mode: str) -> torch.Tensor:
     """Interpolate [C, *S], output voxel i at (i + 0.5) / zoom - 0.5, edge values beyond the border."""
     dims = values.ndim - 1
+    if not values.is_floating_point() and values.dtype != torch.uint8:  # interpolate() takes no others
+        return _interpolate(values.to(torch.float64), zoom, mode).to(values.dtype)
     if mode != "nearest":
         # interpolate() copies an axis that keeps its number of voxels, even where they come to lie closer together
         for axis in np.flatnonzero((zoom != 1) & (np.floor(zoom * values.shape[1:]) == values.shape[1:])):

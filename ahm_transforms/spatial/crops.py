@@ -37,7 +37,9 @@ class _CropSamplesd(MapTransform, MultiSampleTrait):
         self.crop_size, self.samples, self.tries = tuple(crop_size), samples, tries
 
     def _crop(self, data: Mapping[Hashable, Any], rng: np.random.RandomState) -> list[dict[Hashable, Any]]:
-        padded = {key: _pad(data[key], self.crop_size) for key in self.key_iterator(dict(data))}
+        images = {key: data[key] for key in self.key_iterator(dict(data))}
+        _check_alike(images)
+        padded = {key: _pad(img, self.crop_size) for key, img in images.items()}
         windows = self._windows(padded, rng)
         # clones: where the window is the whole image, a slice would share memory with it
         return [{**data, **{key: _copy(img[window]) for key, img in padded.items()}} for window in windows]
@@ -71,7 +73,7 @@ class RandCropSamplesd(_CropSamplesd, Randomizable):
 
     Raises:
         ValueError: a number out of range, a share without label, a label that is not one of the keys, or, on call,
-            more axes in the window than in the image.
+            more axes in the window than in the image, or entries of different sizes.
 
     Example:
         >>> crop = RandCropSamplesd("image", (4, 4), samples=2)
@@ -174,6 +176,12 @@ class _Classes:
             voxel = np.unravel_index(places[rng.randint(len(places))], self.values.shape)
             return tuple(int(i) for i in (voxel[::-1] if self.is_turned else voxel))
         return None
+
+
+def _check_alike(images: Mapping[Hashable, torch.Tensor]) -> None:
+    sizes = {key: tuple(img.shape[1:]) for key, img in images.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"keys: expected entries of one size, got {sizes}.")
 
 
 def _pad(img: torch.Tensor, crop_size: Sequence[int]) -> torch.Tensor:

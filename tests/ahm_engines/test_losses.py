@@ -100,6 +100,13 @@ def test_per_patch_targets_by_hand() -> None:
     assert torch.allclose(loss.to_intensity(right, image), image, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_patch_statistics_of_half_precision_images(dtype: torch.dtype) -> None:
+    image = (torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) + 300).to(dtype)
+    loss, pred = MaskedLoss("l2", patch_size=4), torch.randn(1, 1, 8, 8)
+    torch.testing.assert_close(loss.to_intensity(pred, image), loss.to_intensity(pred, image.float()))
+
+
 def test_noise_in_flat_patches_is_not_blown_up() -> None:
     image = torch.zeros(1, 1, 8, 8)
     image[..., 4:] = torch.rand(8, 4, generator=torch.Generator().manual_seed(0))
@@ -146,6 +153,16 @@ def test_heads_that_agree_have_the_loss_of_one() -> None:
     loss = DeepSupervision(squared)
     assert float(loss(torch.stack([pred] * 4, dim=1), label)) == pytest.approx(float(squared(pred, label)))
     assert torch.equal(loss(pred, label), squared(pred, label))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_coarser_heads_meet_integer_labels(dtype: torch.dtype) -> None:
+    label = torch.arange(4).repeat_interleave(4).view(1, 1, 4, 4).to(dtype)
+    seen: list[Tensor] = []
+    DeepSupervision(lambda pred, label: seen.append(label) or pred.sum())([torch.zeros(1, 1, 4, 4)] * 2, label)
+    DeepSupervision(lambda pred, label: seen.append(label) or pred.sum())([torch.zeros(1, 1, 2, 2)], label)
+    assert [each.dtype for each in seen] == [dtype] * 3
+    assert seen[-1].flatten().tolist() == [1, 1, 3, 3]
 
 
 def test_coarser_heads_meet_a_label_of_their_size() -> None:

@@ -110,6 +110,20 @@ def test_staged_training_freezes_one_network_at_a_time():
     assert moved(masker, middle[1])
 
 
+@pytest.mark.parametrize("name", ["network_stages", "masker_stages"])
+@pytest.mark.parametrize(
+    ("stages", "told"),
+    [
+        ([(10, 100)], r"expected two numbers in \[0, 1\], got \(10, 100\)"),
+        ((0.0, 0.5), r"expected two numbers in \[0, 1\], got 0.0"),
+        ([(0.0, 0.4), (0.6, 0.5)], r"expected intervals that end no earlier than they begin, got \(0.6, 0.5\)"),
+    ],
+)
+def test_stages_that_would_never_come_are_refused(name, stages, told):
+    with pytest.raises(ValueError, match=f"{name}: {told}"):
+        build(UniformMasker(2, 8), **{name: stages})
+
+
 def test_the_curriculum_follows_the_progress_of_the_run():
     masker = CurriculumMasker(LossPredictionMasker(2, 8, 0.5), policy_share=(0.0, 0.8), warm_up=0.0)
     trainer, shares = build(masker, epochs=2), []

@@ -22,6 +22,15 @@ def test_logarithm_of_a_negative_reward_is_that_of_none(mean: float) -> None:
         torch.testing.assert_close(scaled, torch.tensor([0.001, 0.001, 2.001]).log())
 
 
+def test_logarithm_is_of_the_ratio_to_the_mean_of_rewards_that_count() -> None:
+    masker = ActorCriticMasker(2, 8, reward_scale="log")
+    decision = masker(torch.rand(2, 1, 32, 32))
+    reward = torch.full((2, 1, 32, 32), -6.0)
+    reward[0] = 4.0
+    masker.loss([(decision, reward)])
+    assert float(masker.reward_moments.mean) == pytest.approx(2.0)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -34,6 +34,13 @@ def test_it_runs_in_eval_mode_without_gradient_and_leaves_the_mode_alone() -> No
         assert network.training is training
 
 
+def test_parts_that_do_not_train_stay_as_they_are() -> None:
+    network = ReconstructionUNet(2, backbone_args=SMALL)
+    frozen = next(iter(network.backbone.children())).eval()
+    BorrowedNetwork(network)(torch.rand(2, 1, 32, 32), torch.rand(2, 1, 32, 32) > 0.5)
+    assert network.training and not any(module.training for module in frozen.modules())
+
+
 def test_the_mode_is_put_back_after_an_error() -> None:
     network = ReconstructionUNet(2, backbone_args=SMALL)
     with pytest.raises(ValueError, match="image: expected"):

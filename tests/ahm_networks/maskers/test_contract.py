@@ -283,6 +283,17 @@ class TestLearning:
             only_shifts = name in ("loss_rank", "visible_sampling") and parameter_name.endswith("heads.bias")
             assert parameter.grad.any() or only_shifts, parameter_name
 
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e3])
+    def test_rewards_of_visible_voxels_do_not_count(self, name: str, dims: int, value: float) -> None:
+        losses = []
+        for visible in (0.5, value):
+            masker = build(name, dims)
+            steps = [(d, torch.where(d.mask, reward, visible)) for d, reward in steps_for(masker, image_of(dims))]
+            losses.append(masker.loss(steps))
+            losses[-1].backward()
+            assert all(torch.isfinite(p.grad).all() for p in masker.parameters() if p.grad is not None)
+        assert torch.equal(*losses)
+
     def test_eval_is_deterministic_and_hides_the_top_cells(self, name: str, dims: int) -> None:
         masker, image = build(name, dims).eval(), image_of(dims)
         decision, again = masker(image), masker(image)

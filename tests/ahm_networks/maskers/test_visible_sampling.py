@@ -140,6 +140,15 @@ class TestLoss:
         assert losses[:2] == pytest.approx(losses[2:], rel=1e-4)
         assert losses[1] == pytest.approx(losses[0] * 2 / 1.5, rel=1e-4)  # the running mean, not the batch's own
 
+    def test_rewards_below_zero_count_as_zero(self) -> None:
+        """Their mean would be negative, and turn the sign of the loss."""
+        losses = []
+        for worst in (-9.0, 0.0):
+            masker = masker_with()
+            reward = error_map(torch.tensor([worst, 0.0, 3.0, 0.0]))
+            losses.append(masker.loss([(hide(masker(IMAGE), 0, 2), reward)]).item())
+        assert losses[0] == losses[1] > 0
+
     def test_images_count_alike_and_steps_too(self) -> None:
         masker = masker_with(ratio=0.25)
         decision = hide(masker(IMAGE.expand(2, -1, -1, -1)), 0)

@@ -53,6 +53,13 @@ def test_divisor(name):
     assert build_backbone(name, 2, 1, 1, args)[0] == DIVISORS[name]
 
 
+def test_strides_beyond_the_channels_do_not_count():
+    """A U-Net of three levels strides twice, however many strides there are."""
+    network = backbone_network("unet", 2, 1, 1, crop_size=36, channels=(4, 8, 16))
+    assert network(torch.rand(1, 1, 36, 36)).shape == (1, 1, 36, 36)
+    assert ReconstructionUNet(2, backbone_args={"channels": (4, 8, 16)}).divisor == (4, 4)
+
+
 def test_defaults_reach_the_network_and_can_be_overridden():
     assert backbone_network("unet", 2, 1, 1).channels == (16, 32, 64, 128, 256)
     assert backbone_network("segresnet", 2, 1, 1).init_filters == 16

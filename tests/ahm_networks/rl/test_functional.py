@@ -303,6 +303,12 @@ class TestRewards:
         expected = torch.tensor([[0.5, 0.0, 1.0, 0.0], [0.0, 1.0, 1 / 3, 2 / 3], [0.0, 0.0, 0.0, 0.0]])
         torch.testing.assert_close(rl.rank_reward(error, hidden), expected)
 
+    def test_equal_errors_have_equal_ranks(self) -> None:
+        error = torch.tensor([[2.0, 2.0, 2.0, 2.0, 9.0], [1.0, 5.0, 1.0, 3.0, 3.0]])
+        hidden = torch.tensor([[True, True, True, True, False], [True] * 5])
+        expected = torch.tensor([[0.5, 0.5, 0.5, 0.5, 0.0], [0.125, 1.0, 0.125, 0.625, 0.625]])
+        torch.testing.assert_close(rl.rank_reward(error, hidden), expected)
+
     @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
     def test_both_ignore_the_scale_of_the_error(self, scale: float) -> None:
         error = torch.rand(2, 20, generator=torch.Generator().manual_seed(0)) + 1.0
@@ -339,6 +345,11 @@ class TestRunningMoments:
         assert (float(moments.mean), float(moments.var)) == (2.0, 1.0)
         moments.update(torch.tensor([7.0]), torch.tensor([False]))
         assert (float(moments.mean), float(moments.var), float(moments.steps)) == (2.0, 1.0, 1.0)
+
+    def test_what_is_not_marked_may_be_nan_or_infinite(self) -> None:
+        moments = RunningMoments()
+        moments.update(torch.tensor([1.0, 3.0, INF, math.nan]), torch.tensor([True, True, False, False]))
+        assert (float(moments.mean), float(moments.var)) == (2.0, 1.0)
 
     def test_travels_with_the_checkpoint(self) -> None:
         moments, other = RunningMoments(), RunningMoments()

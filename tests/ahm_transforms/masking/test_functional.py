@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,6 +44,16 @@ def test_grid_counts_partial_cells(size, patch, grid):
 def test_image_smaller_than_a_patch_is_refused():
     with pytest.raises(ValueError, match=r"expected at most the image size \(8, 32\), got \(16, 16\)"):
         grid_shape((8, 32), 16)
+
+
+@pytest.mark.parametrize("size", [0, 8.5, (8, 4.5)])
+def test_sizes_that_are_no_whole_voxels_are_refused(size):
+    with pytest.raises(ValueError, match="patch_size: expected sizes of at least 1 voxel, in whole voxels"):
+        patch_shape(size, 2)
+
+
+def test_whole_sizes_of_any_type_are_taken():
+    assert patch_shape((np.int64(8), 4.0), 2) == (8, 4)
 
 
 def test_wrong_number_of_patch_sizes_is_refused():
@@ -112,6 +123,12 @@ def test_reductions_pass_gradients():
     image = torch.ones(1, 1, 3, 3, requires_grad=True)
     image_to_cells(image, 2).sum().backward()
     assert image.grad[0, 0].tolist() == [[0.25, 0.25, 0.5], [0.25, 0.25, 0.5], [0.5, 0.5, 1.0]]
+
+
+@pytest.mark.parametrize("axes", [0, 4])
+def test_reductions_of_other_axes_are_refused(axes):
+    with pytest.raises(ValueError, match=r"image: expected .* with 1 to 3 spatial axes"):
+        image_to_cells(torch.zeros(1, 1, *[4] * axes), 2)
 
 
 def test_unknown_reduction_is_refused():

@@ -196,6 +196,13 @@ def test_wrong_arguments() -> None:
         FixedCropSamplesd("image", (4, 4, 4))({"image": torch.zeros(1, 8, 8)})
 
 
+@pytest.mark.parametrize("crop", [RandCropSamplesd, FixedCropSamplesd])
+def test_entries_of_different_sizes_are_refused(crop: type) -> None:
+    data = {"image": torch.zeros(1, 20, 20), "label": torch.zeros(1, 16, 20)}
+    with pytest.raises(ValueError, match=r"keys: expected entries of one size, got .*'label': \(16, 20\)"):
+        crop(["image", "label"], (4, 4))(data)
+
+
 def test_block_is_cut_and_can_be_inverted() -> None:
     img = MetaTensor(numbered(6, 8, 10))
     chain = Compose([CropBlockd("image")])

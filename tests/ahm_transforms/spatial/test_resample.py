@@ -132,6 +132,16 @@ def test_nearest_is_that_of_monai_on_the_same_grid_up_to_ties(affine: np.ndarray
     assert torch.equal(ours.as_tensor()[0][clear], monai.as_tensor()[0][clear].to(torch.uint8))
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.int16, torch.uint16, torch.int32, torch.int64])
+def test_nearest_keeps_classes_of_any_type(dtype: torch.dtype) -> None:
+    label = classes().clamp(max=1) if dtype == torch.bool else classes()
+    resample = ResampleToSpacing((1.3, 2.5, 0.7), "nearest")
+    ours = resample(label.to(dtype))
+    assert ours.dtype == dtype and torch.equal(ours.to(torch.uint8), resample(label))
+    back = resample.inverse(ours)
+    assert back.dtype == dtype and back.shape == label.shape
+
+
 def test_ties_take_one_of_the_two_voxels() -> None:
     label = MetaTensor(torch.arange(8, dtype=torch.uint8)[None], affine=torch.eye(4))
     halved = ResampleToSpacing(2.0, "nearest")(label)
