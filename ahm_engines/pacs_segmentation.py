@@ -75,6 +75,7 @@ class SegmentationModel:
             self._workflow = ConfigWorkflow(str(config), logging_file=False, workflow_type="infer")
             self._change({**(changes or {}), **given})
             self._workflow.initialize()
+            _check_task(bundle, self._setting("trained", {}))
             self.modality = MODALITIES.get(str(self._setting("modality", "")))
             self.volumes = int(self._setting("spatial_dims", 3)) == 3
 
@@ -206,6 +207,12 @@ def _tell_stored(segmentation: Segmentation, found: list[Series], tell: Callable
     if older := sum(series.modality == "SEG" for series in found):
         tell(f"the study had {older} SEG series before; they stay as they are")
     tell(f"stored: series {segmentation.series_uid}, instance {segmentation.instance_uid}")
+
+
+def _check_task(bundle: Path, trained: Mapping[str, Any]) -> None:
+    task = trained.get("task", "segmentation")
+    if task != "segmentation":
+        raise ValueError(f"{bundle}: expected a bundle that segments, got one for {task}.")
 
 
 @contextmanager

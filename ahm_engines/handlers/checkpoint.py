@@ -178,8 +178,7 @@ class Checkpoints:
         if scaler is not None and content.get("scaler"):
             scaler.load_state_dict(content["scaler"])
         if self.evaluator is not None:
-            self.evaluator.state.best_metric = content["best"]["metric"]
-            self.evaluator.state.best_metric_epoch = content["best"]["epoch"]
+            _take_best(self.evaluator, content["best"])
         logger.info("Resumed from %s after epoch %d.", last, state["epoch"])
 
     def _save_last(self, engine: Engine) -> None:
@@ -215,6 +214,17 @@ class Checkpoints:
             return {"metric": None, "epoch": -1, "name": None}
         state = self.evaluator.state
         return {"metric": state.best_metric, "epoch": state.best_metric_epoch, "name": state.key_metric_name}
+
+
+def _take_best(evaluator: Engine, best: Mapping[str, Any]) -> None:
+    """Values of another key metric cannot be compared: the best epoch is then looked for anew."""
+    state = evaluator.state
+    if best["epoch"] != -1 and best["name"] != state.key_metric_name:
+        logger.warning(
+            "The key metric was %s, is %s: the best epoch is looked for anew.", best["name"], state.key_metric_name
+        )
+        return
+    state.best_metric, state.best_metric_epoch = best["metric"], best["epoch"]
 
 
 def _check_agreement(last: Path, epoch: int) -> None:

@@ -62,6 +62,8 @@ class ClassificationScores(CaseScores):
         logits, label = output["pred"], int(output["label"])
         if tuple(logits.shape) != (len(self.classes),):
             raise ValueError(f"{case}: expected one logit for each of {self.classes}, got shape {[*logits.shape]}.")
+        if not logits.isfinite().all():
+            raise ValueError(f"{case}: expected logits that are numbers, got {logits.tolist()}.")
         if not 0 <= label < len(self.classes):
             raise ValueError(f"{case}: expected a label from 0 to {len(self.classes) - 1}, got {label}.")
         chances = logits.double().softmax(0).tolist()  # in float32 sure cases would tie at 1

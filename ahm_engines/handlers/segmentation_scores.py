@@ -145,6 +145,8 @@ def _class_map(case: str, name: str, values: Tensor, channels: int, highest: int
     if values.shape[0] not in (1, channels):
         raise ValueError(f"{case}: expected 1 or {channels} channels in {name}, got shape {[*values.shape]}.")
     if values.shape[0] > 1:
+        if not values.isfinite().all():
+            raise ValueError(f"{case}: expected numbers in {name}, got NaN or infinite values.")
         return values.argmax(0)
     indices = values[0]
     fractions = indices.is_floating_point() and bool((indices != indices.round()).any())

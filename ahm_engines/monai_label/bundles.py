@@ -167,6 +167,8 @@ def _settings(
         return {}
     if classes is None:
         raise ValueError("a segmentation needs a checkpoint or, to be trained, the names of its classes.")
+    if not all(classes) or not 0 < len(set(classes)) == len(classes):
+        raise ValueError(f"classes: expected different names, none of them empty, got {list(classes)}.")
     known = {} if pretrained is None else _told(pretrained, PRETRAINING)
     return {key: known[key] for key in _SHARED if key in known} | {"classes": list(classes)}
 

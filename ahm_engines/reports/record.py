@@ -124,8 +124,13 @@ def _versions() -> dict[str, str | None]:
 
 
 def _git_commit() -> str | None:
-    """Commit of the checkout that this code runs from, if it is one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """Commit of the checkout that this code runs from, if it is one; an environment may lie in somebody's own."""
+    return _git("rev-parse", "HEAD") if _git("ls-files", "--error-unmatch", Path(__file__).name) else None
+
+
+def _git(*words: str) -> str | None:
+    """What git says about this folder; ``None`` where it fails."""
+    command = ["git", "-C", str(Path(__file__).parent), *words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from ahm_engines import cli
 from ahm_engines.pacs import Pacs
 from ahm_engines.pacs_segmentation import read_segmentation
-from tests.bundles.running import SEGMENTATION
+from tests.bundles.running import CLASSIFICATION, PRETRAIN, SEGMENTATION
 from tests.fixtures_data import OBLIQUE, PATIENT_ID, PATIENT_NAME, write_series
 from tests.fixtures_pacs import FakePacs, assert_marks, bright, encoded, fake_pacs, find_bright
 
@@ -182,6 +182,15 @@ def test_a_model_that_cannot_be_used_fetches_nothing(server: FakePacs, tmp_path:
         "bundle": ["--bundle", str(tmp_path)],
     }.get(change, [])
     assert words in failure(ahm_pacs(server, *options))
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(("bundle", "task"), [(CLASSIFICATION, "classification"), (PRETRAIN, "pretraining")])
+def test_a_bundle_that_does_not_segment_fetches_nothing(
+    server: FakePacs, tmp_path: Path, bundle: Path, task: str
+) -> None:
+    options = [*find_bright(tmp_path / "model.pt", task=task), "--bundle", bundle, "--set", "initialize=[]"]
+    assert f"expected a bundle that segments, got one for {task}" in failure(ahm_pacs(server, *options))
     assert server.requests == []
 
 

@@ -8,7 +8,7 @@ import torch
 from ignite.engine import Events
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedTrainer
-from monai.handlers import LrScheduleHandler
+from monai.handlers import LrScheduleHandler, ValidationHandler
 from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, MultiStepLR, StepLR
@@ -20,7 +20,7 @@ from ahm_networks import ActorCriticMasker, CurriculumMasker, ReconstructionUNet
 SMALL = {"channels": (4, 8), "strides": (2,), "num_res_units": 0}
 
 
-def run(folder, epochs, *, resume=False, seed=0, workers=0, stop_after=None, masker_seed=0):
+def run(folder, epochs, *, resume=False, seed=0, workers=0, stop_after=None, masker_seed=0, validate=False):
     """Train on random crops in random order with random noise; everything that can differ, would."""
     torch.manual_seed(seed)
     network = ReconstructionUNet(2, backbone_args={**SMALL, "dropout": 0.2})
@@ -44,6 +44,7 @@ def run(folder, epochs, *, resume=False, seed=0, workers=0, stop_after=None, mas
         epoch_length=4,  # not the loader's length: an epoch's end must not leave half an iterator behind
         train_handlers=[
             EpochSeeds(seed, masker),
+            *([ValidationHandler(1, evaluator)] if validate else []),
             Checkpoints(folder, objects, evaluator=evaluator, resume=resume, provenance={"method": "test"}),
         ],
     )
@@ -161,12 +162,23 @@ def test_the_same_patients_are_trained_on_and_unknown_ones_too(tmp_path, before)
     assert len(rates(tmp_path, "step", 2, resume=True, patients=["a"])) == LENGTH
 
 
+def test_the_best_of_another_key_metric_is_not_compared(tmp_path, caplog):
+    run(tmp_path, 1, validate=True)
+    content = load_checkpoint(tmp_path / "last.pt")
+    torch.save(content | {"best": {"metric": 1e9, "epoch": 1, "name": "ssim"}}, tmp_path / "last.pt")
+    run(tmp_path, 2, validate=True, resume=True)
+    best = load_checkpoint(tmp_path / "last.pt")["best"]
+    assert (best["name"], best["epoch"]) == ("random_psnr", 2) and best["metric"] < 1e9
+    assert load_checkpoint(tmp_path / "model.pt")["trainer"]["epoch"] == 2
+    assert "key metric was ssim, is random_psnr" in caplog.text
+
+
 def test_resuming_without_a_checkpoint_starts_anew(tmp_path):
     assert_same(run(tmp_path / "a", 1), run(tmp_path / "b", 1, resume=True))
 
 
 def test_checkpoints_hold_provenance_and_load_with_weights_only(tmp_path):
-    run(tmp_path, 1)
+    run(tmp_path, 1, validate=True)
     content = torch.load(tmp_path / "last.pt", weights_only=True)
     assert content["provenance"] == {"method": "test"}
     assert set(content) == {"model", "masker", "optimizer", "masker_optimizer", "trainer", "best", "provenance"}

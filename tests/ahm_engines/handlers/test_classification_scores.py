@@ -97,3 +97,5 @@ def test_what_does_not_fit_the_classes_is_refused_with_the_case() -> None:
         scores.score("x7", {"pred": torch.zeros(2), "label": 0})
     with pytest.raises(ValueError, match="x7: expected a label from 0 to 2, got 3"):
         scores.score("x7", {"pred": torch.zeros(3), "label": 3})
+    with pytest.raises(ValueError, match=r"x7: expected logits that are numbers, got \[nan, 0.0, 1.0\]"):
+        scores.score("x7", {"pred": torch.tensor([float("nan"), 0.0, 1.0]), "label": 1})

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
+import ahm_engines.reports.record as code
 from ahm_engines.reports import describe_run, provenance, running_config, write_record
 from tests.bundles.running import BUNDLES
 
@@ -72,3 +75,16 @@ def test_every_folder_of_a_bundle_is_known_as_one(bundle: Path):
     folders = {name for config in configs for name in config if name.endswith(("_dir", "_root", "_report"))}
     assert folders >= {"bundle_root", "output_dir", "dataset_dir"}
     assert provenance({"config": dict.fromkeys(folders, "../Jane Doe")})["config"] == {}
+
+
+def test_the_commit_is_that_of_the_code_and_not_of_a_project_around_its_environment(tmp_path, monkeypatch):
+    folder = tmp_path / "project/.venv"
+    folder.mkdir(parents=True)
+    shutil.copy(code.__file__, folder / "record.py")
+    monkeypatch.setattr(code, "__file__", str(folder / "record.py"))
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a"]
+    subprocess.run([*git, "init", "-q", str(tmp_path / "project")], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "theirs"], check=True)
+    assert describe_run(seed=0, data={}, config={})["git_commit"] is None
+    subprocess.run([*git, "add", "record.py"], check=True)
+    assert len(describe_run(seed=0, data={}, config={})["git_commit"]) == 40

@@ -106,6 +106,13 @@ def test_resumed_training_goes_on_with_both_rates(volumes: Path, tmp_path: Path)
     assert_same_state(broken["masker"], unbroken["masker"])
 
 
+@pytest.mark.parametrize("masker", ["uniform", "teacher_error"])
+def test_masks_that_nobody_learns_are_a_control(volumes: Path, tmp_path: Path, masker: str) -> None:
+    content = train(volumes, tmp_path, masker=masker)
+    assert content["lr_scheduler"]["_last_lr"] == pytest.approx([1.089e-4])
+    assert "masker_lr_scheduler" not in content and "masker_optimizer" not in content
+
+
 def test_network_and_masker_learn_and_inference_runs(volumes: Path, tmp_path: Path) -> None:
     still = train(volumes, tmp_path / "still", learning_rate=0.0, masker_learning_rate=0.0)
     moved = train(volumes, tmp_path / "moved")

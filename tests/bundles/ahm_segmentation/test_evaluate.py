@@ -11,10 +11,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.bundles.ahm_segmentation.segmenting import evaluate, message_of, train, write_labelled, write_threshold
-from tests.bundles.running import OBLIQUE_LIA, SEGMENTATION, run_bundle
+from tests.bundles.running import OBLIQUE_LIA, SEGMENTATION, checkpoint, run_bundle
 
 SHAPE = (24, 26, 20)
 KNOWN: dict[str, Any] = {"classes": ["box"], "backbone_args": {}}
@@ -65,6 +66,16 @@ def test_scores_of_a_resampled_scan_are_those_of_its_own_grid(tmp_path: Path, sp
     assert float(row["label_ml_box"]) == pytest.approx(spacing.prod(), rel=1e-5)  # of the file, not resampled
     assert float(row["dice"]) > 0.9
     assert float(row["surface_dice"]) > 0.9
+
+
+def test_an_output_that_is_no_number_is_an_error_and_no_empty_segmentation(tmp_path: Path) -> None:
+    data, path = write_shifted(tmp_path / "data", 0, affine=np.eye(4)), tmp_path / "run/models/model.pt"
+    options = write_threshold(path)
+    content = checkpoint(path)
+    content["model"]["bias"].fill_(float("nan"))
+    torch.save(content, path)
+    message = message_of(evaluate, data, tmp_path / "run", **KNOWN, **options)
+    assert "expected numbers in pred, got NaN or infinite values" in message
 
 
 def test_tolerance_of_the_surface_is_in_mm(tmp_path: Path) -> None:
