@@ -12,7 +12,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import (
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    generate_uid,
+)
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 CORONAL = (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
@@ -116,3 +121,11 @@ def assert_same_marks(seg: Any, image: Any) -> int:
     rebuilt[tuple(nearest.T)] = volume.array[tuple(index.T)]
     np.testing.assert_array_equal(rebuilt, np.asarray(image.dataobj))
     return len(index)
+
+
+def write_radiograph(path: Path, values: np.ndarray, **tags: Any) -> Path:
+    """Write one DICOM image without a position in space, 12 bits unless told otherwise."""
+    stated = {"Modality": "DX", "SOPClassUID": DigitalXRayImageStorageForPresentation, "PixelRepresentation": 0}
+    stated |= {"BitsStored": 12, "HighBit": 11, "SeriesInstanceUID": generate_uid(), "StudyInstanceUID": generate_uid()}
+    stated |= {"SliceThickness": None, "SeriesNumber": 1}
+    return write_slice(path, values, **(stated | tags))

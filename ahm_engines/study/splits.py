@@ -100,8 +100,11 @@ def _images(study: Study) -> list[Case]:
 
 def _finding(study: Study) -> dict[str, Any]:
     data = study.data
-    options = {key: data[key] for key in ("dataset_dir", "datalist", "patient_pattern", "skip_bad") if key in data}
-    return options | {"spatial_dims": data.get("spatial_dims", 3), "channels": data.get("in_channels", 1)}
+    options: dict[str, Any] = {
+        key: data[key] for key in ("dataset_dir", "datalist", "patient_pattern", "skip_bad") if key in data
+    }
+    options |= {"spatial_dims": data.get("spatial_dims", 3), "channels": data.get("in_channels", 1)}
+    return options | {"pictures": data.get("modality") == "image2d"}
 
 
 def _stratify(study: Study) -> str | None:

@@ -91,6 +91,7 @@ def load_cases(
     test_fraction: float = 0.0,
     seed: int = 0,
     patient_pattern: str | None = None,
+    pictures: bool = False,
     skip_bad: bool = False,
     min_size: Sequence[int] | int | None = None,
     channels: int | None = None,
@@ -112,6 +113,7 @@ def load_cases(
             given.
         seed: seed of the split.
         patient_pattern: regular expression that finds the patient in a file's path, such as ``(patient\d+)``.
+        pictures: whether DICOM images without a position in space (radiographs, mammograms, ultrasound) are cases.
         skip_bad: leave out what cannot be used, with a warning, where the default is to stop.
         min_size: smallest usable image in voxels, one patch for instance.
         channels: how many channels every image must have; None takes any.
@@ -127,7 +129,7 @@ def load_cases(
     if labels_dir is not None and (dataset_dir is None or datalist is not None):
         raise ValueError("labels_dir: expected dataset_dir beside it, and no datalist, which names the parts itself.")
     template = partial(template_cases, spatial_dims=spatial_dims)
-    source = find_source(dataset_dir, datalist, patient_pattern=patient_pattern, template=template)
+    source = find_source(dataset_dir, datalist, patient_pattern=patient_pattern, pictures=pictures, template=template)
     labelled = None if labels_dir is None else _labelled(source, labels_dir)
     found, listed = source.found, source.listed
     found.cases = [_unlabelled(case) for case in found.cases if listed.get(case["case_id"]) != "test"]

@@ -18,13 +18,14 @@ import pydicom
 import torch
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing, is_no_channel
+from monai.utils import ensure_tuple
 from PIL import Image
 
 from ahm_transforms.io._types import NAMES_SHOWN, Case, Geometry, LeftOut
 from ahm_transforms.io.dicom import transfer_syntax
 from ahm_transforms.io.memory import available_memory
 from ahm_transforms.io.progress import with_bar
-from ahm_transforms.io.reader import NIFTI_SUFFIXES, has_suffix, load_image
+from ahm_transforms.io.reader import IMAGE_SUFFIXES, NIFTI_SUFFIXES, has_suffix, load_image
 
 LOGGER = logging.getLogger(__name__)
 
@@ -123,13 +124,14 @@ def _workers(images: Sequence[str | list[str]]) -> int:
 def _voxels(image: str | list[str]) -> int:
     """Return what an image's header says; 0 if it cannot be read, of which the check tells the reason."""
     try:
-        if isinstance(image, list):
-            header = pydicom.dcmread(image[0], specific_tags=["Rows", "Columns"], stop_before_pixels=True)
-            return int(header.Rows) * int(header.Columns) * len(image)
-        if has_suffix(image, NIFTI_SUFFIXES):
-            return math.prod(nib.load(image).shape)
-        with Image.open(image) as picture:
-            return math.prod(picture.size)
+        files = ensure_tuple(image)
+        if has_suffix(files[0], NIFTI_SUFFIXES):
+            return math.prod(nib.load(files[0]).shape)
+        if has_suffix(files[0], IMAGE_SUFFIXES):
+            with Image.open(files[0]) as picture:
+                return math.prod(picture.size)
+        header = pydicom.dcmread(files[0], specific_tags=["Rows", "Columns"], stop_before_pixels=True)
+        return int(header.Rows) * int(header.Columns) * len(files)
     except Exception:  # every format has its own errors for damaged files
         return 0
 
@@ -149,7 +151,7 @@ def _check(
     try:
         loaded = load_image(image)
     except OSError as error:
-        syntax = transfer_syntax(first) if isinstance(image, list) else ""
+        syntax = "" if has_suffix(first, NIFTI_SUFFIXES + IMAGE_SUFFIXES) else transfer_syntax(first)
         named = f"cannot be read (transfer syntax {syntax})" if syntax else "cannot be read"
         return [_Seen(case, bad=unreadable(error).replace("cannot be read", named, 1)) for case in cases]
     if problem := _shape_problem(loaded, spatial_dims, min_size, channels):

@@ -46,7 +46,7 @@ _UNEVEN = 0.25  # of the mean gap: how far a slice may lie from where one spacin
 _SHIFTED = 0.25  # of a pixel: how far a slice may lie beside the line through the first one along the normal
 _SPARSE = 0.6  # of the gap found: a smaller one in the header means that slices are missing between all others
 _THICKNESS_TOLERANCE = 1.01
-_DICOM_SUFFIXES = (".dcm", ".ima")
+DICOM_SUFFIXES = (".dcm", ".ima")
 _PREAMBLE_BYTES = 132
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")  # of a data set, little endian
 _NO_PREAMBLE = (
@@ -80,10 +80,11 @@ class _Header(NamedTuple):
     preamble: bool
 
 
-def find_series(paths: Sequence[Path], *, root: Path) -> Found:
+def find_series(paths: Sequence[Path], *, root: Path, pictures: bool = False) -> Found:
     """Return one case for each DICOM series among ``paths``, its files sorted along the slice normal.
 
-    Files that are no DICOM are passed over; empty ones among slices and those called .dcm or .ima are bad.
+    With ``pictures``, images without a position in space (radiographs, mammograms, ultrasound) are cases, each by
+    itself. Files that are no DICOM are passed over; empty ones among slices and those called .dcm or .ima are bad.
     Localizers, single slices, multi-frame files and series that hold several volumes are left out; mixed sizes, missing
     slices, uneven distances, slices that are shifted against each other (gantry tilt) or of several patients, and files
     without preamble or SeriesInstanceUID are bad. Names in the report are the series number and the folder below
@@ -109,7 +110,10 @@ def find_series(paths: Sequence[Path], *, root: Path) -> Found:
         uid = header.series or _below(root, path.parent)
         series[uid].setdefault(header.instance or str(path), header)
     for uid, slices in series.items():
-        _add_series(found, uid, list(slices.values()), root)
+        if pictures and not any(header.position for header in slices.values()):
+            _add_pictures(found, list(slices.values()), root)
+        else:
+            _add_series(found, uid, list(slices.values()), root)
     names = {_kind_of_name(Path(header.file)) for slices in series.values() for header in slices.values()}
     found.bad += [_left_out_file(path, root, reason) for path in others if (reason := _lost(path, names))]
     return found
@@ -125,13 +129,9 @@ def dicom_case(path: Path) -> Case:
         header = _read_header(path)
     except Exception as error:  # pydicom raises whatever a damaged header makes it stumble over
         raise ValueError(f"{path} cannot be read: expected NIfTI, PNG, TIFF, JPEG or DICOM. {error}") from error
-    reason = _NO_PREAMBLE if not header.preamble else _not_an_image([header])
-    if reason is None and _is_truncated(header):
-        reason = "the file ends early"
-    if reason:
+    if reason := _damaged_file(header) or _not_an_image([header]):
         raise ValueError(f"{path} cannot be used: {reason}.")
-    uid = header.instance or path.name
-    return {**_case(uid, [header]), "case_id": f"image-{short_hash(uid)}"}
+    return _picture(header) | {"image": [header.file]}
 
 
 def short_hash(text: str) -> str:
@@ -174,7 +174,7 @@ def _kind_of_name(path: Path) -> tuple[Path, str]:
 
 def _lost(path: Path, names: Collection[tuple[Path, str]]) -> str:
     """Return why a file ought to be DICOM: its suffix says so, or it is empty and named as slices beside it."""
-    named = path.suffix.lower() in _DICOM_SUFFIXES
+    named = path.suffix.lower() in DICOM_SUFFIXES
     with path.open("rb") as file:
         if any(file.read(_PREAMBLE_BYTES)):
             return "no DICOM, although its name says so" if named else ""
@@ -273,6 +273,32 @@ def _add_series(found: Found, uid: str, slices: list[_Header], root: Path) -> No
     found.cases.append(_case(uid, slices))
 
 
+def _add_pictures(found: Found, headers: Sequence[_Header], root: Path) -> None:
+    for header in headers:
+        path = Path(header.file)
+        if reason := _damaged_file(header):
+            found.bad.append(_left_out_file(path, root, reason))
+        elif reason := _not_an_image([header]):
+            found.left_out.append(_left_out_file(path, root, reason))
+        else:
+            found.cases.append(_picture(header))
+
+
+def _picture(header: _Header) -> Case:
+    uid = header.instance or Path(header.file).name
+    return {
+        "image": header.file,
+        "case_id": f"image-{short_hash(uid)}",
+        "patient_id": f"patient-{short_hash(header.patient or header.study or header.series or uid)}",
+    }
+
+
+def _damaged_file(header: _Header) -> str | None:
+    if not header.preamble:
+        return _NO_PREAMBLE
+    return "the file ends early" if _is_truncated(header) else None
+
+
 def _case(uid: str, slices: Sequence[_Header]) -> Case:
     patient = max(header.patient for header in slices)  # the only one, but some slices may lack it
     return {
@@ -295,7 +321,7 @@ def _not_a_series(slices: Sequence[_Header]) -> str | None:
 
 
 def _not_an_image(slices: Sequence[_Header]) -> str | None:
-    if not all(header.rows for header in slices):
+    if not all(header.rows and header.modality != "SEG" for header in slices):
         return f"holds no image slices (modality {slices[0].modality or '?'})"
     if any(header.frames > 1 for header in slices):
         return "multi-frame (enhanced) DICOM; convert it to NIfTI"

@@ -80,7 +80,7 @@ class SaveDicomSegd(MapTransform):
     Put it behind `Invertd`, which takes the segmentation back to the scan's own grid.
 
     Args:
-        keys: entry with class indices [1, columns, rows, slices].
+        keys: entry with class indices [1, columns, rows, slices], or [1, columns, rows] of a picture.
         output_dir: folder of the results.
         segments: what classes 1, 2, ... are, as `read_segments` returns them.
         files_key: entry with the list of the scan's files.
@@ -121,7 +121,8 @@ class SaveDicomSegd(MapTransform):
                 raise ValueError(f"{self.keys[0]} must be one channel of class indices, got shape {tuple(pred.shape)}.")
             folder = self.output_dir / case_id
             folder.mkdir(parents=True, exist_ok=True)
-            write_dicom_seg(pred[0], files, folder / f"{case_id}_seg.dcm", self.segments)
+            classes = pred[0] if pred.ndim == 4 else pred[0, :, :, None]  # of a picture, such as a radiograph
+            write_dicom_seg(classes, files, folder / f"{case_id}_seg.dcm", self.segments)
         return dict(data)
 
 

@@ -20,7 +20,7 @@ _OTHER_FORMATS = (".hdr", ".mgh", ".mgz", ".mha", ".mhd", ".nhdr", ".nrrd")  # t
 LABEL_FOLDER = "a folder of labels by its name; pass it as dataset_dir if it is not"
 
 
-def find_cases(folder: str | Path, *, patient_pattern: str | None = None) -> Found:
+def find_cases(folder: str | Path, *, patient_pattern: str | None = None, pictures: bool = False) -> Found:
     """Return every NIfTI file, 2D picture and DICOM series below ``folder``.
 
     Args:
@@ -28,6 +28,8 @@ def find_cases(folder: str | Path, *, patient_pattern: str | None = None) -> Fou
         patient_pattern: regular expression that finds the patient in a file's path relative to ``folder``; its first
             group, or else the whole match, is the patient. ACDC's ``patient002_frame01.nii.gz`` wants
             ``(patient\\d+)``. Without it every file is a patient of its own. DICOM files say it themselves.
+        pictures: whether DICOM images without a position in space (radiographs, mammograms, ultrasound) are cases, each
+            by itself; otherwise they are left out.
 
     Raises:
         FileNotFoundError: no such folder, or nothing in it that can be read.
@@ -38,7 +40,7 @@ def find_cases(folder: str | Path, *, patient_pattern: str | None = None) -> Fou
         raise FileNotFoundError(f"dataset_dir {folder} is not a folder.")
     files, left_out, bad = visible_files(root)
     images = [path for path in files if has_suffix(path, NIFTI_SUFFIXES + IMAGE_SUFFIXES)]
-    found = find_series(sorted(set(files) - set(images)), root=root)
+    found = find_series(sorted(set(files) - set(images)), root=root, pictures=pictures)
     found.cases += [case_of_file(path, root=root, patient_pattern=patient_pattern) for path in images]
     found.left_out += left_out + _other_formats(files)
     found.bad += bad
@@ -57,7 +59,7 @@ def _other_formats(files: Sequence[Path]) -> list[LeftOut]:
     return [LeftOutCase(name, "not read here; convert to NIfTI", "other-formats")] if counts else []
 
 
-def find_inputs(path: str | Path, *, patient_pattern: str | None = None) -> Found:
+def find_inputs(path: str | Path, *, patient_pattern: str | None = None, pictures: bool = False) -> Found:
     """Return what to predict on: all of a folder, or one NIfTI file, 2D picture or single-frame DICOM file.
 
     Only DICOM headers are opened. What is damaged or would get a case_id twice is in ``bad``, localizers and the like
@@ -66,6 +68,7 @@ def find_inputs(path: str | Path, *, patient_pattern: str | None = None) -> Foun
     Args:
         path: a folder or a file.
         patient_pattern: as for `find_cases`.
+        pictures: as for `find_cases`.
 
     Raises:
         FileNotFoundError: ``path`` does not exist, or the folder holds nothing that can be read.
@@ -73,7 +76,7 @@ def find_inputs(path: str | Path, *, patient_pattern: str | None = None) -> Foun
     """
     path = Path(path)
     if path.is_dir():
-        return _without_twins(find_cases(path, patient_pattern=patient_pattern))
+        return _without_twins(find_cases(path, patient_pattern=patient_pattern, pictures=pictures))
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: expected a folder or an image.")
     if has_suffix(path, NIFTI_SUFFIXES + IMAGE_SUFFIXES):

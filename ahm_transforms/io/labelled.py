@@ -37,6 +37,7 @@ def load_segmentation_cases(
     seed: int = 0,
     split_seed: int = 0,
     patient_pattern: str | None = None,
+    pictures: bool = False,
     skip_bad: bool = False,
     allow_empty_labels: bool = False,
     min_size: Sequence[int] | int | None = None,
@@ -63,6 +64,7 @@ def load_segmentation_cases(
         seed: seed of the choice of those patients.
         split_seed: seed of the split.
         patient_pattern: regular expression that finds the patient in a file's path, such as ``(patient\d+)``.
+        pictures: whether DICOM images without a position in space (radiographs, mammograms, ultrasound) are cases.
         skip_bad: leave out what cannot be used, with a warning, where the default is to stop.
         allow_empty_labels: whether labels may be all background.
         min_size: smallest usable image in voxels, one crop for instance.
@@ -79,7 +81,7 @@ def load_segmentation_cases(
     names = class_names(classes)
     values = values_of_classes(len(names), label_values)
     template = partial(template_segmentation, names, spatial_dims=spatial_dims)
-    source = find_source(dataset_dir, datalist, patient_pattern=patient_pattern, template=template)
+    source = find_source(dataset_dir, datalist, patient_pattern=patient_pattern, pictures=pictures, template=template)
     hide_label_folders(source, labels_dir)
     add_files(source, "label", labels_dir)
     _leave_out_unlabelled(source, labels_dir)
@@ -116,6 +118,7 @@ def load_classification_cases(
     seed: int = 0,
     split_seed: int = 0,
     patient_pattern: str | None = None,
+    pictures: bool = False,
     skip_bad: bool = False,
     min_size: Sequence[int] | int | None = None,
     channels: int | None = None,
@@ -146,6 +149,7 @@ def load_classification_cases(
         seed: seed of the choice of those patients.
         split_seed: seed of the split.
         patient_pattern: regular expression that finds the patient in a file's path, such as ``(patient\d+)``.
+        pictures: whether DICOM images without a position in space (radiographs, mammograms, ultrasound) are cases.
         skip_bad: leave out what cannot be used, with a warning, where the default is to stop.
         min_size: smallest usable image in voxels.
         channels: how many channels every image must have; None takes any.
@@ -160,7 +164,7 @@ def load_classification_cases(
     _refuse_for_template(dataset_dir, datalist, class_pattern=class_pattern, labels_csv=labels_csv, masks_dir=masks_dir)
     names = class_names(classes)
     template = partial(template_classification, names, spatial_dims=spatial_dims)
-    source = find_source(dataset_dir, datalist, patient_pattern=patient_pattern, template=template)
+    source = find_source(dataset_dir, datalist, patient_pattern=patient_pattern, pictures=pictures, template=template)
     hide_label_folders(source, masks_dir)
     add_classes(source, names, class_pattern=class_pattern, labels_csv=labels_csv)
     if with_mask or masks_dir is not None or any("mask" in case for case in source.found.cases):

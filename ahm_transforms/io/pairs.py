@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ahm_transforms.io._types import Case, Found, LeftOut, LeftOutCase, Source
 from ahm_transforms.io.check import case_name
+from ahm_transforms.io.dicom import DICOM_SUFFIXES
 from ahm_transforms.io.find import LABEL_FOLDER
 from ahm_transforms.io.reader import IMAGE_SUFFIXES, NIFTI_SUFFIXES, has_suffix
 
@@ -173,5 +174,5 @@ def _files_by_name(folder: Path) -> dict[str, str]:
 
 
 def _without_suffix(name: str) -> str:
-    ends = [end for end in (*NIFTI_SUFFIXES[::-1], *IMAGE_SUFFIXES) if has_suffix(name, [end])]
+    ends = [end for end in (*NIFTI_SUFFIXES[::-1], *IMAGE_SUFFIXES, *DICOM_SUFFIXES) if has_suffix(name, [end])]
     return name[: -len(ends[0])] if ends else name

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pydicom
 import torch
 from monai.config import KeysCollection, PathLike
 from monai.data import ImageReader, ITKReader, MetaTensor, NibabelReader, PILReader
@@ -16,6 +17,7 @@ from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 from PIL.ImageOps import exif_transpose
 from PIL.TiffImagePlugin import TiffImageFile
+from pydicom.errors import InvalidDicomError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,9 +38,11 @@ class CaseReader(ImageReader):
     """Read a NIfTI file, a 2D picture, or one DICOM series given as its sorted files or as a folder.
 
     Pass it to `LoadImaged` as ``reader=CaseReader()``. A list of files is one volume, slice by slice in the order
-    given; rescale slope and intercept are applied and the affine is that of MONAI's `ITKReader`. A TIFF must have a
-    single page; smaller copies of it do not count. Pictures are turned as their EXIF data says. Of the metadata only
-    geometry is kept, so that nothing that names a patient travels with the image. ITK is imported when DICOM is read.
+    given; rescale slope and intercept are applied and the affine is that of MONAI's `ITKReader`. A DICOM file alone,
+    without a position in space, is a picture as a PNG is, bright where it is to be shown bright (MONOCHROME1 or 2). A
+    TIFF must have a single page; smaller copies of it do not count. Pictures are turned as their EXIF data says. Of the
+    metadata only geometry is kept, so that nothing that names a patient travels with the image. ITK is imported when
+    DICOM is read.
 
     Example:
         >>> from monai.transforms import LoadImaged
@@ -172,6 +176,30 @@ class _SeriesReader(ITKReader):
         return itk.imread(files, **{"pixel_type": itk.F if grey else None, **self.kwargs, **kwargs})
 
 
+class _SingleReader(ITKReader):
+    """Read one DICOM file: without a position in space it is a picture, else a volume of one slice.
+
+    A picture has the form of a PNG: ``[columns, rows]``, or with colours at the end. ITK turns values of which low ones
+    are to be shown bright (MONOCHROME1).
+    """
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
+        try:
+            header = pydicom.dcmread(str(data), specific_tags=["ImagePositionPatient"], stop_before_pixels=True)
+            self.placed = bool(header.get("ImagePositionPatient"))
+        except InvalidDicomError:  # ITK reads other formats, too
+            self.placed = True
+        return super().read(data, **kwargs)
+
+    def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        array, meta = super().get_data(img)
+        if self.placed or array.shape[2] != 1:
+            return array, meta
+        picture = array[:, :, 0]
+        channel_dim = float("nan") if picture.ndim == 2 else -1
+        return picture, {"spatial_shape": np.asarray(picture.shape[:2]), "original_channel_dim": channel_dim}
+
+
 def has_suffix(path: PathLike, suffixes: Sequence[str]) -> bool:
     """Return whether the file name ends in one of ``suffixes``, capital letters or not."""
     return str(path).lower().endswith(tuple(suffixes))
@@ -199,4 +227,4 @@ def _reader_for(files: Sequence[str], plain_picture: Callable[[Image], Image]) -
         return _NiftiReader()
     if has_suffix(files[0], IMAGE_SUFFIXES):
         return PILReader(converter=lambda picture: plain_picture(exif_transpose(_only_page(picture))))
-    return ITKReader()
+    return ITKReader() if Path(files[0]).is_dir() else _SingleReader()

@@ -15,19 +15,21 @@ from ahm_transforms.io.labels import grid_problem
 
 
 class CheckChannelsd(MapTransform):
-    """Stop at an image whose number of channels is not the one expected, and name the file.
+    """Stop at an image whose number of channels is not the one expected, or at a volume, and name the file.
 
     Args:
         keys: entries of shape [C, *S].
         channels: the number of channels expected.
+        picture: whether two spatial axes are expected.
 
     Raises:
-        ValueError: on call, when the number is another.
+        ValueError: on call, when the number is another, or a picture was expected and it is none.
     """
 
-    def __init__(self, keys: KeysCollection, channels: int) -> None:
+    def __init__(self, keys: KeysCollection, channels: int, *, picture: bool = False) -> None:
         super().__init__(keys)
         self.channels = channels
+        self.picture = picture
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return ``data`` as it is."""
@@ -36,6 +38,12 @@ class CheckChannelsd(MapTransform):
             found = result[key].shape[0]
             if found != self.channels:
                 raise ValueError(f"{_name(result[key])} has {found} channel(s), expected channels={self.channels}.")
+            size = tuple(result[key].shape[1:])
+            if self.picture and len(size) != 2:
+                raise ValueError(
+                    f"{_name(result[key])} has size {size}, expected a picture for modality image2d; "
+                    "mr and ct take slices of volumes."
+                )
         return result
 
 
