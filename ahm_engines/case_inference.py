@@ -17,6 +17,7 @@ from monai.inferers import Inferer, SimpleInferer
 from monai.utils import ensure_tuple
 from torch import nn
 
+from ahm_engines.errors import behind_monai
 from ahm_engines.files import writable_folder, write_json
 from ahm_engines.step import Precision
 from ahm_transforms.io import LeftOut
@@ -215,8 +216,7 @@ def _table(results: Sequence[CaseResult], names: Mapping[str, str]) -> str:
 def _describe(error: BaseException, files: Sequence[str]) -> str:
     """One line without the names of folders, which may be called after a patient."""
     logger.debug("Traceback of a failed case", exc_info=error)
-    while str(error).startswith("applying transform") and error.__cause__ is not None:
-        error = error.__cause__
+    error = behind_monai(error)
     text = f"{type(error).__name__}: {error}"
     for folder in {os.path.dirname(name) for name in files} - {""}:
         text = text.replace(folder + os.sep, "")

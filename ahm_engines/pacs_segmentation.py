@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from pydicom.pixels import iter_pixels
 
 from ahm_engines.case_inference import FAILED, IncompleteInferenceError
+from ahm_engines.errors import behind_monai
 from ahm_engines.files import writable_folder
 from ahm_engines.options import unknown_entries
 from ahm_engines.pacs import Pacs, Series, choose_series
@@ -221,12 +222,11 @@ def _inner_errors(output_dir: Path | None = None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        while isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
-            error = error.__cause__
-        if isinstance(error, IncompleteInferenceError) and output_dir is not None:
+        cause = behind_monai(error)
+        if isinstance(cause, IncompleteInferenceError) and output_dir is not None:
             cases = json.loads((output_dir / "results.json").read_text())["cases"]
             case = next(case for case in cases if case["status"] == FAILED)  # a localizer in the series is skipped
             raise RuntimeError(f"the series cannot be segmented: {case['reason']}") from error
-        if isinstance(error, OSError | ValueError | ImportError | RuntimeError):
-            raise error from None
-        raise RuntimeError(f"the bundle failed: {type(error).__name__}: {error}") from error
+        if isinstance(cause, OSError | ValueError | ImportError | RuntimeError):
+            raise cause from None
+        raise RuntimeError(f"the bundle failed: {type(cause).__name__}: {cause}") from error
