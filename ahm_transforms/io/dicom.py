@@ -278,7 +278,7 @@ def _add_pictures(found: Found, headers: Sequence[_Header], root: Path) -> None:
         path = Path(header.file)
         if reason := _damaged_file(header):
             found.bad.append(_left_out_file(path, root, reason))
-        elif reason := _not_an_image([header]):
+        elif reason := _not_an_image([header]) or ("a localizer" if header.localizer else None):
             found.left_out.append(_left_out_file(path, root, reason))
         else:
             found.cases.append(_picture(header))

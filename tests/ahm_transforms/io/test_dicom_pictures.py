@@ -72,10 +72,12 @@ def test_volumes_localizers_clips_and_segmentations_are_no_pictures(tmp_path: Pa
     clip.NumberOfFrames, clip.PixelData = 2, 2 * clip.PixelData
     clip.save_as(tmp_path / "clip.dcm")
     write_radiograph(tmp_path / "seg.dcm", values(), Modality="SEG")
+    write_radiograph(tmp_path / "scout.dcm", values(), ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     write_slice(tmp_path / "slice.dcm", values(), SeriesInstanceUID=generate_uid(), ImagePositionPatient=[0, 0, 0])
     found = find_cases(tmp_path, pictures=True)
     assert sorted(len(case["image"]) if isinstance(case["image"], list) else 1 for case in found.cases) == [1, 6]
     reasons = {item.name: item.reason for item in found.left_out}
+    assert reasons["scout.dcm"] == "a localizer"
     assert "multi-frame" in reasons["clip.dcm"] and "holds no image" in reasons["seg.dcm"]
     assert "a single slice" in reasons["series 3 in ."] and not found.bad
 
