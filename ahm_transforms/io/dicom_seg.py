@@ -49,8 +49,9 @@ def write_dicom_seg(
     the texts are UTF-8. The file appears complete or not at all.
 
     Args:
-        segmentation: class indices [columns, rows, slices] on the scan's own grid, as `load_image` reads it; 0 is
-            background. The place of a `MetaTensor` is checked against the files.
+        segmentation: class indices on the scan's own grid, as `load_image` reads it: [columns, rows, slices], or
+            [columns, rows] of a radiograph and the like; 0 is background. The place of a `MetaTensor` is checked against
+            the files.
         series_files: the slices, in the order in which they were loaded.
         path: file to write.
         segments: what classes 1, 2, ... are.
@@ -62,6 +63,7 @@ def write_dicom_seg(
     """
     path = Path(path)
     headers = _read_headers(series_files)
+    segmentation = segmentation[..., None] if segmentation.ndim == 2 else segmentation
     _check_grid(segmentation, headers)
     frames = _class_indices(segmentation, len(segments)).transpose(2, 1, 0)
     content = _segmentation_object(frames, headers, segments, series_description)
@@ -121,8 +123,7 @@ class SaveDicomSegd(MapTransform):
                 raise ValueError(f"{self.keys[0]} must be one channel of class indices, got shape {tuple(pred.shape)}.")
             folder = self.output_dir / case_id
             folder.mkdir(parents=True, exist_ok=True)
-            classes = pred[0] if pred.ndim == 4 else pred[0, :, :, None]  # of a picture, such as a radiograph
-            write_dicom_seg(classes, files, folder / f"{case_id}_seg.dcm", self.segments)
+            write_dicom_seg(pred[0], files, folder / f"{case_id}_seg.dcm", self.segments)
         return dict(data)
 
 
