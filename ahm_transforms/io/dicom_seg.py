@@ -50,8 +50,8 @@ def write_dicom_seg(
 
     Args:
         segmentation: class indices on the scan's own grid, as `load_image` reads it: [columns, rows, slices], or
-            [columns, rows] of a radiograph and the like; 0 is background. The place of a `MetaTensor` is checked against
-            the files.
+            [columns, rows] of a radiograph and the like; 0 is background. The place of a `MetaTensor` is checked
+            against the files.
         series_files: the slices, in the order in which they were loaded.
         path: file to write.
         segments: what classes 1, 2, ... are.
