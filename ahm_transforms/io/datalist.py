@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ahm_transforms.io._types import PARTS, Case, Found, LeftOut, Source
-from ahm_transforms.io.dicom import find_series, is_dicom
+from ahm_transforms.io.dicom import dicom_case, find_series, is_dicom
 from ahm_transforms.io.find import case_of_file, visible_files
 from ahm_transforms.io.json_file import read_json
+from ahm_transforms.io.reader import IMAGE_SUFFIXES, NIFTI_SUFFIXES, has_suffix
 
 _PATIENT_KEYS = ("patient_id", "subject")
 _LABEL_KEYS = ("label", "mask")
@@ -26,8 +27,9 @@ def read_datalist(
 
     An entry is a path, or a dictionary with ``image`` (a path, the files of one DICOM series in any order, or the
     folder that holds one) and, if known, ``patient_id`` or ``subject``, ``label`` and ``mask``, which are handed on as
-    they are. Paths are relative to ``dataset_dir``, or else to the JSON file, if it is one. A ``test`` list without
-    labels beside a ``training`` list with labels, as in the Decathlon, is passed over: it can test nothing.
+    they are. DICOM files say themselves who the patient is. Paths are relative to ``dataset_dir``, or else to the JSON
+    file, if it is one. A ``test`` list without labels beside a ``training`` list with labels, as in the Decathlon, is
+    passed over: it can test nothing.
 
     Raises:
         FileNotFoundError: the datalist does not exist.
@@ -75,6 +77,8 @@ def _add(source: Source, part: str, entry: Any, where: str, patient_pattern: str
         case = _series_in_folder(source, image)
     elif len(paths) > 1 and any(is_dicom(path) for path in paths):
         case = _series_of_files(source, paths)
+    elif not has_suffix(paths[0], NIFTI_SUFFIXES + IMAGE_SUFFIXES) and is_dicom(paths[0]):
+        case = _single_file(source, image, paths[0])
     else:
         case = case_of_file(paths[0], root=source.root, patient_pattern=None if patient else patient_pattern)
         case["image"] = case["image"] if isinstance(image, str) else [str(path) for path in paths]
@@ -100,6 +104,14 @@ def _series_of_files(source: Source, paths: Sequence[Path]) -> Case | None:
     if used and others and not found.bad:
         found.bad.append(LeftOut(others[0], f"one of {len(others)} file(s) that are none of its slices"))
     return _only_series(source, f"{paths[0].name} and {len(paths) - 1} more", found)
+
+
+def _single_file(source: Source, image: Any, path: Path) -> Case | None:
+    try:
+        return dicom_case(path) | {"image": str(path) if isinstance(image, str) else [str(path)]}
+    except ValueError as error:
+        source.found.bad.append(LeftOut(path.name, str(error).removeprefix(f"{path} ")))
+        return None
 
 
 def _only_series(source: Source, name: str, found: Found) -> Case | None:

@@ -56,6 +56,22 @@ def test_each_image_is_a_case_and_views_of_a_patient_stay_together(tmp_path: Pat
     assert {geometry.shape for geometry in cases.geometry.values()} == {(COLUMNS, ROWS)}
 
 
+def test_in_a_datalist_they_are_called_as_in_a_folder(tmp_path: Path) -> None:
+    folder = write_patients(tmp_path)
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.dcm"))]
+    cases = load_cases(folder, datalist={"training": names}, **PICTURES, val_fraction=0.5)
+    searched = load_cases(folder, **PICTURES, val_fraction=0.5)
+    assert (cases.training, cases.validation) == (searched.training, searched.validation)
+    listed = {"training": [{"image": names[0], "patient_id": "p"}, {"image": [names[1]]}]}
+    few = load_cases(folder, datalist=listed, **PICTURES, val_fraction=0).training
+    told = {str(case["image"]): case["patient_id"] for case in few}
+    assert told[str(folder / names[0])] == "p" and told[str([str(folder / names[1])])].startswith("patient-")
+    path = write_radiograph(folder / names[0], np.zeros((60, 60), np.int16))
+    path.write_bytes(path.read_bytes()[:4000])
+    with pytest.raises(BadCasesError, match=r"frontal\.dcm: cannot be used: the file ends early"):
+        load_cases(folder, datalist={"training": names}, **PICTURES)
+
+
 def test_without_being_asked_for_they_are_left_out(tmp_path: Path) -> None:
     write_patients(tmp_path, 1)
     write_nifti(tmp_path / "scan.nii.gz")
