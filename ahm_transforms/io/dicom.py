@@ -33,6 +33,7 @@ _TAGS = [
     "Columns",
     "BitsAllocated",
     "SamplesPerPixel",
+    "PhotometricInterpretation",
     "PixelSpacing",
     "SliceThickness",
     "SpacingBetweenSlices",
@@ -72,6 +73,7 @@ class _Header(NamedTuple):
     columns: int
     bits: int
     samples: int
+    shared_colours: bool
     spacing: tuple[float, ...]
     position: tuple[float, ...]
     orientation: tuple[float, ...]
@@ -229,6 +231,7 @@ def _read_header(path: Path) -> _Header:
         columns=count("Columns"),
         bits=count("BitsAllocated"),
         samples=count("SamplesPerPixel"),
+        shared_colours=text("PhotometricInterpretation") == "YBR_FULL_422",
         spacing=numbers("PixelSpacing", 2),
         position=numbers("ImagePositionPatient", 3),
         orientation=numbers("ImageOrientationPatient", 6),
@@ -396,5 +399,6 @@ def _is_truncated(header: _Header) -> bool:
     """Whether the file is shorter than its own uncompressed pixels (ITK fills the rest with zeros, silently)."""
     if header.syntax not in _UNCOMPRESSED:
         return False
-    samples = header.rows * header.columns * (header.samples or 1)
+    per_pixel = 2 if header.shared_colours else header.samples or 1  # two pixels share their colour in YBR_FULL_422
+    samples = header.rows * header.columns * per_pixel
     return Path(header.file).stat().st_size < samples * (header.bits or 16) // 8

@@ -142,6 +142,20 @@ def test_colours_are_channels(tmp_path: Path) -> None:
     assert chain(case)["image"].shape == (3, COLUMNS, ROWS)
 
 
+def test_pixels_that_share_their_colour_are_no_file_that_ends_early(tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (100, 80)).astype(np.uint8)
+    stored = np.full((100, 40, 4), 128, np.uint8)  # two of brightness, then blue and red for both
+    stored[..., :2] = grey.reshape(100, 40, 2)
+    tags = {"SamplesPerPixel": 3, "PhotometricInterpretation": "YBR_FULL_422", "PlanarConfiguration": 0}
+    tags |= {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "Modality": "US", "PixelData": stored.tobytes()}
+    path = write_radiograph(tmp_path / "a.dcm", grey, **tags)
+    (case,) = load_cases(tmp_path, **PICTURES, channels=3, val_fraction=0).training
+    np.testing.assert_allclose(load_image(case["image"]).numpy(), np.stack([grey.T] * 3, axis=-1), atol=1)
+    path.write_bytes(path.read_bytes()[:-4000])
+    with pytest.raises(BadCasesError, match="the file ends early"):
+        load_cases(tmp_path, **PICTURES, channels=3)
+
+
 def test_classes_come_from_folders_and_tables(tmp_path: Path) -> None:
     for number in range(4):
         name = ("healthy", "ill")[number % 2]
