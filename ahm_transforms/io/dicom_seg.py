@@ -32,6 +32,8 @@ _MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime"),
     *("AccessionNumber", "ReferringPhysicianName", "SliceThickness"),
 )
+_NEEDED = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
+_PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "FrameOfReferenceUID")
 
 
 def write_dicom_seg(
@@ -59,7 +61,8 @@ def write_dicom_seg(
 
     Raises:
         ImportError: highdicom is not installed.
-        ValueError: the segmentation is of another grid than the files, or holds something else than class indices.
+        ValueError: the segmentation is of another grid than the files, or holds something else than class indices, or
+            the files lack one of their UIDs.
     """
     path = Path(path)
     headers = _read_headers(series_files)
@@ -130,6 +133,12 @@ class SaveDicomSegd(MapTransform):
 def _read_headers(files: Sequence[str | Path]) -> list[pydicom.Dataset]:
     """Return the headers, completed where highdicom or the standard wants more than the scanner wrote."""
     headers: list[pydicom.Dataset] = [pydicom.dcmread(name, stop_before_pixels=True) for name in files]
+    for name, header in zip(files, headers, strict=True):
+        if lacking := [tag for tag in _NEEDED if not header.get(tag)]:
+            raise ValueError(f"{Path(name).name} has no {' and no '.join(lacking)}, to which a DICOM SEG must refer.")
+        for tag in _PLACE:
+            if tag in header and not header.get(tag):
+                delattr(header, tag)
     lost = "ImagePositionPatient" in headers[0] and "FrameOfReferenceUID" not in headers[0]
     if lost:
         LOGGER.warning("The series has no frame of reference: the segmentation gets one of its own.")

@@ -194,9 +194,13 @@ def test_inference_takes_a_folder_or_one_file(tmp_path: Path) -> None:
     assert load_image(alone["image"]).shape == (COLUMNS, ROWS)
 
 
-def test_a_segmentation_is_written_as_dicom_seg(tmp_path: Path) -> None:
+EMPTY_PLACE = dict.fromkeys(("ImagePositionPatient", "ImageOrientationPatient", "FrameOfReferenceUID"), "")
+
+
+@pytest.mark.parametrize("tags", [{"PatientOrientation": ["L", "F"]}, EMPTY_PLACE], ids=["turned", "empty place"])
+def test_a_segmentation_is_written_as_dicom_seg(tmp_path: Path, tags: dict[str, Any]) -> None:
     hd = pytest.importorskip("highdicom")
-    path = write_radiograph(tmp_path / "a.dcm", values(), PatientOrientation=["L", "F"])
+    path = write_radiograph(tmp_path / "a.dcm", values(), **tags)
     classes = np.zeros((1, COLUMNS, ROWS), np.uint8)
     classes[0, 3:9, 2:5] = 1
     segments = [Segment("lung", ("123037004", "SCT", "Anatomical Structure"), ("39607008", "SCT", "Lung"))]
@@ -207,3 +211,11 @@ def test_a_segmentation_is_written_as_dicom_seg(tmp_path: Path) -> None:
     assert (seg.PatientID, seg.StudyInstanceUID) == (PATIENT_ID, image.StudyInstanceUID)
     frame = seg.get_pixels_by_source_instance([image.SOPInstanceUID], combine_segments=True)[0]
     np.testing.assert_array_equal(frame, classes[0].T)
+
+
+@pytest.mark.parametrize("tag", ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"])
+def test_what_a_dicom_seg_cannot_refer_to_is_named(tmp_path: Path, tag: str) -> None:
+    path = write_radiograph(tmp_path / "a.dcm", values(), **{tag: None})
+    save = SaveDicomSegd("pred", tmp_path / "out", [])
+    with pytest.raises(ValueError, match=rf"a\.dcm has no {tag}, to which a DICOM SEG must refer"):
+        save({"pred": load_image(path)[None], "files": [str(path)], "case_id": "a"})
