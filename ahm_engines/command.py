@@ -6,19 +6,19 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from monai.bundle import run
 
 from ahm_engines.errors import behind_monai
-from ahm_engines.options import did_you_mean, unknown_entries
+from ahm_engines.options import did_you_mean
 from ahm_engines.reports import running_config
 
 __all__ = ["begin_command", "unused_options"]
 
-_REFERENCE = re.compile(r"[@%](\w+)")
+_REFERENCE = re.compile(r"[@%](\w+(?:(?:#|::)\w+)*)")
 _READ_BY_MONAI = {
     *("imports", "initialize", "run", "finalize", "training", "evaluating", "displayable_configs"),
     *("experiment_name", "run_name", "tracking_uri", "save_execute_config"),
@@ -46,14 +46,29 @@ def begin_command() -> None:
     steps = {command[name] for name in ("run_id", "init_id", "final_id")}
     given = [name for name in command["override"] if name not in steps]
     for name in unused_options(given, config):
-        hint = did_you_mean(name, config.keys() - set(given))
+        hint = did_you_mean(name, (config.keys() | _references(config)) - set(given))
         raise ValueError(f"--{name}: nothing in these configuration files uses such an option{hint}")
 
 
 def unused_options(given: Iterable[str], config: Mapping[str, Any]) -> list[str]:
-    """Return which of the ``given`` entries neither an entry of a configuration refers to nor MONAI knows by name."""
-    used = {name for text in _texts(config) for name in _REFERENCE.findall(text)}
-    return unknown_entries(given, used | _READ_BY_MONAI)
+    """Return which of the ``given`` entries neither an entry of a configuration refers to nor MONAI knows by name.
+
+    A nested one, such as ``train#trainer#max_epochs``, is used where an entry refers to what it is part of.
+    """
+    used = [_steps(name) for name in _references(config) | _READ_BY_MONAI]
+    return sorted(name for name in given if not any(_lead_the_same_way(_steps(name), each) for each in used))
+
+
+def _references(config: Mapping[str, Any]) -> set[str]:
+    return {name.replace("::", "#") for text in _texts(config) for name in _REFERENCE.findall(text)}
+
+
+def _steps(name: str) -> list[str]:
+    return name.replace("::", "#").split("#")
+
+
+def _lead_the_same_way(one: Sequence[str], other: Sequence[str]) -> bool:
+    return all(step == its for step, its in zip(one, other, strict=False))
 
 
 def _texts(value: Any) -> Iterator[str]:

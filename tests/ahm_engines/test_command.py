@@ -30,6 +30,8 @@ def config_of(bundle: Path, *files: str) -> dict[str, Any]:
         ("mask_ration", "; did you mean mask_ratio?"),
         ("dataset_dirr", "; did you mean dataset_dir?"),
         ("xyz", "."),
+        ("train#max_epochs", "; did you mean max_epochs?"),
+        ("validate::datasett", "; did you mean validate#dataset?"),
     ],
 )
 def test_an_option_that_nothing_uses_stops_the_command(option: str, meant: str) -> None:
@@ -42,6 +44,7 @@ def test_an_option_that_nothing_uses_stops_the_command(option: str, meant: str) 
 
 def test_options_that_are_used_and_entries_of_ones_own_are_not_refused() -> None:
     own = {"my_ratio": 0.3, "mask_ratio": "@my_ratio", "train#trainer#max_epochs": 3, "tracking_uri": "x"}
+    own |= {"train::dataset::cache_rate": 0.5, "train#handlers#-1#_disabled_": True, "validate": {}}
     run("nothing", config_file=str(PRETRAIN / "configs/train.json"), **NOTHING, **own)
 
 
