@@ -113,7 +113,8 @@ def load_cases(
             given.
         seed: seed of the split.
         patient_pattern: regular expression that finds the patient in a file's path, such as ``(patient\d+)``.
-        pictures: whether DICOM images without a position in space (radiographs, mammograms, ultrasound) are cases.
+        pictures: whether DICOM images without a position in space (radiographs, mammograms, ultrasound) are cases, and
+            volumes are bad.
         skip_bad: leave out what cannot be used, with a warning, where the default is to stop.
         min_size: smallest usable image in voxels, one patch for instance.
         channels: how many channels every image must have; None takes any.
@@ -140,6 +141,7 @@ def load_cases(
         spatial_dims=spatial_dims,
         min_size=min_size,
         channels=channels,
+        pictures=pictures,
     )
     drawn = [case for case in checked.cases if labelled is None or case["case_id"] in labelled]
     split = divide(drawn, listed, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)

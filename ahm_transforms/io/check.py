@@ -61,6 +61,7 @@ def check_cases(
     spatial_dims: int,
     min_size: Sequence[int] | int | None = None,
     channels: int | None = None,
+    pictures: bool = False,
     inspect: Inspect | None = None,
 ) -> Checked:
     """Read every case with the reader that training uses, each image once, however many cases are blocks of it.
@@ -73,13 +74,16 @@ def check_cases(
         spatial_dims: 3 wants volumes; 2 takes pictures and volumes, of which slices are used.
         min_size: smallest usable size in voxels, one number or one per spatial axis.
         channels: how many channels every image must have; None takes any.
+        pictures: whether volumes are bad, of which 2 would take slices.
         inspect: what else to look at, while the image is there.
     """
     images: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
         images[str(case["image"])].append(case)
     with ThreadPoolExecutor(max_workers=_workers([group[0]["image"] for group in images.values()])) as pool:
-        results = pool.map(lambda group: _check(group, spatial_dims, min_size, channels, inspect), images.values())
+        results = pool.map(
+            lambda group: _check(group, spatial_dims, min_size, channels, pictures, inspect), images.values()
+        )
         seen = [result for group in with_bar(results, "Checking images", len(images)) for result in group]
     odd = {case_name(result.case): result.odd for result in seen if result.odd}
     if odd:
@@ -115,6 +119,13 @@ def unreadable(error: OSError) -> str:
     return "cannot be read: " + " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
 
 
+def volume_problem(size: Sequence[int]) -> str:
+    """Return what is wrong with an image of this size where pictures are expected, or an empty text."""
+    if len(size) == 2:
+        return ""
+    return f"has size {tuple(size)}, expected a picture for modality image2d; mr and ct take slices of volumes"
+
+
 def _workers(images: Sequence[str | list[str]]) -> int:
     """Return how many images to read at a time: no more than fit in memory if each is as large as the largest."""
     largest = max(map(_voxels, images), default=0)
@@ -141,6 +152,7 @@ def _check(
     spatial_dims: int,
     min_size: Sequence[int] | int | None,
     channels: int | None,
+    pictures: bool,
     inspect: Inspect | None,
 ) -> list[_Seen]:
     """Return what is to be said about the cases of one image."""
@@ -154,7 +166,7 @@ def _check(
         syntax = "" if has_suffix(first, NIFTI_SUFFIXES + IMAGE_SUFFIXES) else transfer_syntax(first)
         named = f"cannot be read (transfer syntax {syntax})" if syntax else "cannot be read"
         return [_Seen(case, bad=unreadable(error).replace("cannot be read", named, 1)) for case in cases]
-    if problem := _shape_problem(loaded, spatial_dims, min_size, channels):
+    if problem := _shape_problem(loaded, spatial_dims, min_size, channels, pictures):
         return [_Seen(case, bad=problem) for case in cases]
     geometry, odd = _geometry(loaded), _odd_values(loaded)
     like_labels = inspect is None and not odd and _has_few_values(loaded.as_tensor())
@@ -172,13 +184,15 @@ def _inspected(seen: _Seen, image: MetaTensor, inspect: Inspect | None) -> _Seen
 
 
 def _shape_problem(
-    image: MetaTensor, dims: int, min_size: Sequence[int] | int | None, channels: int | None
+    image: MetaTensor, dims: int, min_size: Sequence[int] | int | None, channels: int | None, pictures: bool
 ) -> str | None:
     shape = _geometry(image).shape
     channel_dim = image.meta["original_channel_dim"]
     found = 1 if is_no_channel(channel_dim) else image.shape[int(channel_dim)]
     if len(shape) < dims or image.ndim - len(shape) > 1:
         return f"has shape {tuple(image.shape)}, expected {dims} spatial axes and at most one of channels"
+    if pictures and (problem := volume_problem(shape)):
+        return problem
     if channels is not None and found != channels:
         return f"has {found} channel(s), expected {channels}: pass --in_channels {found} or leave the file out"
     least = (min_size or 1,) * dims if isinstance(min_size, int | None) else tuple(min_size)

@@ -64,7 +64,8 @@ def load_segmentation_cases(
         seed: seed of the choice of those patients.
         split_seed: seed of the split.
         patient_pattern: regular expression that finds the patient in a file's path, such as ``(patient\d+)``.
-        pictures: whether DICOM images without a position in space (radiographs, mammograms, ultrasound) are cases.
+        pictures: whether DICOM images without a position in space (radiographs, mammograms, ultrasound) are cases, and
+            volumes are bad.
         skip_bad: leave out what cannot be used, with a warning, where the default is to stop.
         allow_empty_labels: whether labels may be all background.
         min_size: smallest usable image in voxels, one crop for instance.
@@ -94,6 +95,7 @@ def load_segmentation_cases(
             "spatial_dims": spatial_dims,
             "min_size": min_size,
             "channels": channels,
+            "pictures": pictures,
             "inspect": partial(check_label, classes=names, load=load, allow_empty=allow_empty_labels),
         },
         split={"val_fraction": val_fraction, "test_fraction": test_fraction, "seed": split_seed},
@@ -149,7 +151,8 @@ def load_classification_cases(
         seed: seed of the choice of those patients.
         split_seed: seed of the split.
         patient_pattern: regular expression that finds the patient in a file's path, such as ``(patient\d+)``.
-        pictures: whether DICOM images without a position in space (radiographs, mammograms, ultrasound) are cases.
+        pictures: whether DICOM images without a position in space (radiographs, mammograms, ultrasound) are cases, and
+            volumes are bad.
         skip_bad: leave out what cannot be used, with a warning, where the default is to stop.
         min_size: smallest usable image in voxels.
         channels: how many channels every image must have; None takes any.
@@ -179,6 +182,7 @@ def load_classification_cases(
             "spatial_dims": spatial_dims,
             "min_size": min_size,
             "channels": channels,
+            "pictures": pictures,
             "inspect": partial(check_class, classes=names),
         },
         split={"val_fraction": val_fraction, "test_fraction": test_fraction, "seed": split_seed, "stratify": by},

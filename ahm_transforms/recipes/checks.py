@@ -11,6 +11,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
+from ahm_transforms.io.check import volume_problem
 from ahm_transforms.io.labels import grid_problem
 
 
@@ -38,12 +39,8 @@ class CheckChannelsd(MapTransform):
             found = result[key].shape[0]
             if found != self.channels:
                 raise ValueError(f"{_name(result[key])} has {found} channel(s), expected channels={self.channels}.")
-            size = tuple(result[key].shape[1:])
-            if self.picture and len(size) != 2:
-                raise ValueError(
-                    f"{_name(result[key])} has size {size}, expected a picture for modality image2d; "
-                    "mr and ct take slices of volumes."
-                )
+            if self.picture and (problem := volume_problem(result[key].shape[1:])):
+                raise ValueError(f"{_name(result[key])} {problem}.")
         return result
 
 

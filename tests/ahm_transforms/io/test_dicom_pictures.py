@@ -98,6 +98,16 @@ def test_volumes_localizers_clips_and_segmentations_are_no_pictures(tmp_path: Pa
     assert "a single slice" in reasons["series 3 in ."] and not found.bad
 
 
+def test_volumes_are_bad_where_pictures_are_expected(tmp_path: Path) -> None:
+    write_patients(tmp_path, 2)
+    write_series(tmp_path / "ct")
+    write_nifti(tmp_path / "scan.nii.gz")
+    with pytest.raises(BadCasesError) as caught:
+        load_cases(tmp_path, **PICTURES)
+    assert str(caught.value).count("expected a picture for modality image2d") == 2
+    assert len(load_cases(tmp_path, **PICTURES, skip_bad=True, val_fraction=0).training) == 4
+
+
 def test_damaged_ones_are_named(tmp_path: Path) -> None:
     write_patients(tmp_path, 2)
     path = write_radiograph(tmp_path / "p0/frontal.dcm", np.zeros((60, 60), np.int16))
