@@ -110,7 +110,9 @@ def find_series(paths: Sequence[Path], *, root: Path, pictures: bool = False) ->
             continue  # DICOMDIR and the like
         # the same slice stored twice (a copy of the study, say) counts once
         uid = header.series or _below(root, path.parent)
-        series[uid].setdefault(header.instance or str(path), header)
+        first = series[uid].setdefault(header.instance or str(path), header)
+        if pictures and first is not header and not header.position:
+            found.left_out.append(_left_out_file(path, root, "another file has its SOPInstanceUID"))
     for uid, slices in series.items():
         if pictures and not any(header.position for header in slices.values()):
             _add_pictures(found, list(slices.values()), root)
@@ -133,7 +135,7 @@ def dicom_case(path: Path) -> Case:
         raise ValueError(f"{path} cannot be read: expected NIfTI, PNG, TIFF, JPEG or DICOM. {error}") from error
     if reason := _damaged_file(header) or _not_an_image([header]):
         raise ValueError(f"{path} cannot be used: {reason}.")
-    return _picture(header) | {"image": [header.file]}
+    return _picture(header, path.name) | {"image": [header.file]}
 
 
 def short_hash(text: str) -> str:
@@ -284,11 +286,11 @@ def _add_pictures(found: Found, headers: Sequence[_Header], root: Path) -> None:
         elif reason := _not_an_image([header]) or ("a localizer" if header.localizer else None):
             found.left_out.append(_left_out_file(path, root, reason))
         else:
-            found.cases.append(_picture(header))
+            found.cases.append(_picture(header, _below(root, path)))
 
 
-def _picture(header: _Header) -> Case:
-    uid = header.instance or Path(header.file).name
+def _picture(header: _Header, name: str) -> Case:
+    uid = header.instance or name
     return {
         "image": header.file,
         "case_id": f"image-{short_hash(uid)}",

@@ -56,6 +56,17 @@ def test_each_image_is_a_case_and_views_of_a_patient_stay_together(tmp_path: Pat
     assert {geometry.shape for geometry in cases.geometry.values()} == {(COLUMNS, ROWS)}
 
 
+def test_files_that_share_a_uid_are_told_and_those_without_one_are_told_apart(tmp_path: Path) -> None:
+    series = generate_uid()
+    for number in range(3):
+        tags = {"SeriesInstanceUID": series, "SOPInstanceUID": series if number else None, "PatientID": None}
+        write_radiograph(tmp_path / f"p{number}/frontal.dcm", values(number), **tags)
+    write_radiograph(tmp_path / "p3/frontal.dcm", values(3), SeriesInstanceUID=series, SOPInstanceUID=None)
+    found = find_inputs(tmp_path, pictures=True)
+    assert len({case["case_id"] for case in found.cases}) == 3 and not found.bad
+    assert found.left_out == [("p2/frontal.dcm", "another file has its SOPInstanceUID")]
+
+
 def test_in_a_datalist_they_are_called_as_in_a_folder(tmp_path: Path) -> None:
     folder = write_patients(tmp_path)
     names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.dcm"))]
