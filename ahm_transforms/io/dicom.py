@@ -47,7 +47,7 @@ _UNEVEN = 0.25  # of the mean gap: how far a slice may lie from where one spacin
 _SHIFTED = 0.25  # of a pixel: how far a slice may lie beside the line through the first one along the normal
 _SPARSE = 0.6  # of the gap found: a smaller one in the header means that slices are missing between all others
 _THICKNESS_TOLERANCE = 1.01
-DICOM_SUFFIXES = (".dcm", ".ima")
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _PREAMBLE_BYTES = 132
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")  # of a data set, little endian
 _NO_PREAMBLE = (
@@ -86,11 +86,11 @@ def find_series(paths: Sequence[Path], *, root: Path, pictures: bool = False) ->
     """Return one case for each DICOM series among ``paths``, its files sorted along the slice normal.
 
     With ``pictures``, images without a position in space (radiographs, mammograms, ultrasound) are cases, each by
-    itself. Files that are no DICOM are passed over; empty ones among slices and those called .dcm or .ima are bad.
-    Localizers, single slices, multi-frame files and series that hold several volumes are left out; mixed sizes, missing
-    slices, uneven distances, slices that are shifted against each other (gantry tilt) or of several patients, and files
-    without preamble or SeriesInstanceUID are bad. Names in the report are the series number and the folder below
-    ``root``. ``patient_id`` and ``case_id`` are short hashes of PatientID and SeriesInstanceUID: pseudonyms, which
+    itself. Files that are no DICOM are passed over; empty ones among slices and those called .dcm, .dicom or .ima are
+    bad. Localizers, single slices, multi-frame files and series that hold several volumes are left out; mixed sizes,
+    missing slices, uneven distances, slices that are shifted against each other (gantry tilt) or of several patients,
+    and files without preamble or SeriesInstanceUID are bad. Names in the report are the series number and the folder
+    below ``root``. ``patient_id`` and ``case_id`` are short hashes of PatientID and SeriesInstanceUID: pseudonyms which
     somebody who holds a list of patients could still match. What is bad or left out has a ``case_id`` of that kind too.
     """
     found = Found()

@@ -194,16 +194,18 @@ def test_classes_come_from_folders_and_tables(tmp_path: Path) -> None:
     assert {Path(case["image"]).stem: case["label"] for case in table.training} == {"0": 1, "1": 0, "2": 1, "3": 0}
 
 
-def test_masks_have_the_names_of_the_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".dcm", ".dicom", ".DCM", ""])
+def test_masks_have_the_names_of_the_files(tmp_path: Path, suffix: str) -> None:
     for number in range(3):
-        write_radiograph(tmp_path / f"images/{number}.dcm", values(number), PatientID=f"P{number}")
+        write_radiograph(tmp_path / f"images/1.2.{number}{suffix}", values(number), PatientID=f"P{number}")
         mask = np.zeros((ROWS, COLUMNS), np.uint8)
         mask[2:8, 3:9] = 1
         (tmp_path / "labels").mkdir(exist_ok=True)
-        Image.fromarray(mask).save(tmp_path / f"labels/{number}.png")
+        Image.fromarray(mask).save(tmp_path / f"labels/1.2.{number}.png")
     options: dict[str, Any] = {**PICTURES, "classes": ["lung"], "val_fraction": 0, "test_fraction": 0}
     cases = load_segmentation_cases(tmp_path / "images", **options)
-    assert [Path(case["label"]).stem == Path(case["image"]).stem for case in cases.training] == [True] * 3
+    names = [(Path(case["image"]).name, f"{Path(case['label']).stem}{suffix}") for case in cases.training]
+    assert len(names) == 3 and all(image == label for image, label in names)
 
 
 def test_inference_takes_a_folder_or_one_file(tmp_path: Path) -> None:
