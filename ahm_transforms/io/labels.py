@@ -15,7 +15,7 @@ from monai.data.utils import affine_to_spacing, is_no_channel
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 
-from ahm_transforms.io.reader import IMAGE_SUFFIXES, LabelReader, has_suffix, load_image
+from ahm_transforms.io.reader import NIFTI_SUFFIXES, LabelReader, has_suffix, load_image
 
 _MAX_CLASSES = 255  # they are kept as uint8
 _VALUES_SHOWN = 5
@@ -124,8 +124,9 @@ def grid_problem(expected: MetaTensor, found: MetaTensor) -> str:
     shape, wanted = (tuple(int(size) for size in image.meta["spatial_shape"]) for image in (found, expected))
     if shape != wanted:
         return f"has size {shape}, expected {wanted} as"
-    if any(has_suffix(image.meta["filename_or_obj"], IMAGE_SUFFIXES) for image in (expected, found)):
-        return ""  # pictures do not say where they lie
+    files = (expected.meta["filename_or_obj"], found.meta["filename_or_obj"])
+    if len(wanted) == 2 and not all(has_suffix(name, NIFTI_SUFFIXES) for name in files):
+        return ""  # pictures, DICOM among them, do not say where they lie
     off = float((found.affine - expected.affine).abs().max())
     if off > _AFFINE_TOLERANCE * float(affine_to_spacing(expected.affine, len(wanted)).min()):
         return f"has an affine that differs by up to {off:.4g}, expected that of"

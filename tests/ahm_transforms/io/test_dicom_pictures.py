@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
@@ -206,6 +207,17 @@ def test_masks_have_the_names_of_the_files(tmp_path: Path, suffix: str) -> None:
     cases = load_segmentation_cases(tmp_path / "images", **options)
     names = [(Path(case["image"]).name, f"{Path(case['label']).stem}{suffix}") for case in cases.training]
     assert len(names) == 3 and all(image == label for image, label in names)
+
+
+def test_a_nifti_label_may_lie_anywhere_as_the_picture_does(tmp_path: Path) -> None:
+    write_radiograph(tmp_path / "images/a.dcm", values())
+    (tmp_path / "labels").mkdir()
+    label = nib.Nifti1Image(np.ones((COLUMNS, ROWS), np.uint8), np.diag([-0.14, -0.14, 1, 1]))
+    nib.save(label, tmp_path / "labels/a.nii.gz")
+    options: dict[str, Any] = {**PICTURES, "classes": ["lung"], "val_fraction": 0, "test_fraction": 0}
+    (case,) = load_segmentation_cases(tmp_path / "images", **options).training
+    ready = recipes.segmentation_deterministic("image2d", spatial_dims=2, num_classes=1)(case)
+    assert ready["image"].shape == ready["label"].shape == (1, COLUMNS, ROWS)
 
 
 def test_inference_takes_a_folder_or_one_file(tmp_path: Path) -> None:
