@@ -97,6 +97,8 @@ def build_backbone(
     """
     if name not in BACKBONES:
         raise ValueError(f"backbone: expected one of {', '.join(BACKBONES)}, got {name!r}.")
+    if spatial_dims not in (2, 3):
+        raise ValueError(f"spatial_dims: expected 2 or 3, got {spatial_dims!r}.")
     network, with_defaults = BACKBONES[name]
     _check_names(name, network, args, argument)
     divisor, complete = with_defaults(spatial_dims, dict(args))

@@ -80,7 +80,7 @@ def write_dicom_seg(
 
 
 class SaveDicomSegd(MapTransform):
-    """Write ``<output_dir>/<case_id>/<case_id>_seg.dcm`` for scans that come from DICOM files; pass over others.
+    """Write ``<case_id>_seg.dcm`` for scans that come from DICOM files; pass over others.
 
     Put it behind `Invertd`, which takes the segmentation back to the scan's own grid.
 
@@ -90,6 +90,7 @@ class SaveDicomSegd(MapTransform):
         segments: what classes 1, 2, ... are, as `read_segments` returns them.
         files_key: entry with the list of the scan's files.
         id_key: entry with the case's id.
+        separate_folder: whether each case has a folder of its own in ``output_dir``.
         allow_missing_keys: whether data without a case's id are passed over, as a server's are.
 
     Raises:
@@ -105,6 +106,7 @@ class SaveDicomSegd(MapTransform):
         *,
         files_key: str = "files",
         id_key: str = "case_id",
+        separate_folder: bool = True,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -114,6 +116,7 @@ class SaveDicomSegd(MapTransform):
         self.segments = list(segments)
         self.files_key = files_key
         self.id_key = id_key
+        self.separate_folder = separate_folder
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write, and return ``data`` as it is."""
@@ -124,7 +127,7 @@ class SaveDicomSegd(MapTransform):
             case_id, pred = str(data[self.id_key]), data[self.keys[0]]
             if len(pred) != 1:
                 raise ValueError(f"{self.keys[0]} must be one channel of class indices, got shape {tuple(pred.shape)}.")
-            folder = self.output_dir / case_id
+            folder = self.output_dir / case_id if self.separate_folder else self.output_dir
             folder.mkdir(parents=True, exist_ok=True)
             write_dicom_seg(pred[0], files, folder / f"{case_id}_seg.dcm", self.segments)
         return dict(data)

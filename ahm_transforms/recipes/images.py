@@ -218,7 +218,10 @@ def _join(*chains: Compose) -> Compose:
 
 def _axes_mm(spacing_mm: Sequence[float] | float, spatial_dims: int) -> tuple[float, ...]:
     """Return the spacing for three axes; slices of a 2D recipe keep their distance."""
-    given = ensure_tuple_rep(spacing_mm, spatial_dims)
+    try:
+        given = ensure_tuple_rep(spacing_mm, spatial_dims)
+    except ValueError as error:
+        raise ValueError(f"spacing_mm: expected 1 or {spatial_dims} numbers, got {spacing_mm!r}.") from error
     return (*given, *(0.0,) * (3 - len(given)))
 
 

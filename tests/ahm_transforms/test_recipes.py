@@ -117,6 +117,11 @@ def test_nan_and_constant_volumes_come_out_finite(tmp_path: Path, kind: str, mod
     assert image.isfinite().all() and image.min() >= 0 and image.max() <= 1
 
 
+def test_a_spacing_of_another_number_of_axes_is_named() -> None:
+    with pytest.raises(ValueError, match=r"spacing_mm: expected 1 or 2 numbers, got \[1, 1, 3\]"):
+        recipes.deterministic("mr", spatial_dims=2, spacing_mm=[1, 1, 3])
+
+
 def test_channel_count_that_does_not_fit_names_the_file(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "colour.png")
     data = {"image": str(tmp_path / "colour.png")}

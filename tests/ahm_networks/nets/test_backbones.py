@@ -109,9 +109,11 @@ def test_other_norms_take_one_voxel(name, args):
 
 
 class TestErrors:
-    def test_unknown_name(self):
+    def test_unknown_name_or_number_of_axes(self):
         with pytest.raises(ValueError, match=r"backbone: expected one of unet, .* got 'resnet'"):
             backbone_network("resnet", 2, 1, 1)
+        with pytest.raises(ValueError, match="spatial_dims: expected 2 or 3, got 5"):
+            backbone_network("unet", 5, 1, 2)
 
     @pytest.mark.parametrize("argument", ["chanels", "in_channels"])
     def test_unknown_argument_is_named_with_those_that_are_known(self, argument):

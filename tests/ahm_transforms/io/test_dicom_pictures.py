@@ -239,9 +239,9 @@ def test_a_segmentation_is_written_as_dicom_seg(tmp_path: Path, tags: dict[str, 
     classes = np.zeros((1, COLUMNS, ROWS), np.uint8)
     classes[0, 3:9, 2:5] = 1
     segments = [Segment("lung", ("123037004", "SCT", "Anatomical Structure"), ("39607008", "SCT", "Lung"))]
-    save = SaveDicomSegd("pred", tmp_path / "out", segments)
+    save = SaveDicomSegd("pred", tmp_path / "out", segments, separate_folder=False)
     save({"pred": load_image(path)[None].new_tensor(classes), "files": [str(path)], "case_id": "a"})
-    seg = hd.seg.segread(tmp_path / "out/a/a_seg.dcm")
+    seg = hd.seg.segread(tmp_path / "out/a_seg.dcm")
     image = pydicom.dcmread(path)
     assert (seg.PatientID, seg.StudyInstanceUID) == (PATIENT_ID, image.StudyInstanceUID)
     frame = seg.get_pixels_by_source_instance([image.SOPInstanceUID], combine_segments=True)[0]
