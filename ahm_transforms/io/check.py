@@ -25,7 +25,7 @@ from ahm_transforms.io._types import NAMES_SHOWN, Case, Geometry, LeftOut
 from ahm_transforms.io.dicom import transfer_syntax
 from ahm_transforms.io.memory import available_memory
 from ahm_transforms.io.progress import with_bar
-from ahm_transforms.io.reader import IMAGE_SUFFIXES, NIFTI_SUFFIXES, has_suffix, load_image
+from ahm_transforms.io.reader import IMAGE_SUFFIXES, NIFTI_SUFFIXES, has_suffix, is_nifti_or_picture, load_image
 
 LOGGER = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ def _check(
     try:
         loaded = load_image(image)
     except OSError as error:
-        syntax = "" if has_suffix(first, NIFTI_SUFFIXES + IMAGE_SUFFIXES) else transfer_syntax(first)
+        syntax = "" if is_nifti_or_picture(first) else transfer_syntax(first)
         named = f"cannot be read (transfer syntax {syntax})" if syntax else "cannot be read"
         return [_Seen(case, bad=unreadable(error).replace("cannot be read", named, 1)) for case in cases]
     if problem := _shape_problem(loaded, spatial_dims, min_size, channels, pictures):

@@ -11,7 +11,7 @@ from ahm_transforms.io._types import PARTS, Case, Found, LeftOut, Source
 from ahm_transforms.io.dicom import dicom_case, find_series, is_dicom
 from ahm_transforms.io.find import case_of_file, visible_files
 from ahm_transforms.io.json_file import read_json
-from ahm_transforms.io.reader import IMAGE_SUFFIXES, NIFTI_SUFFIXES, has_suffix
+from ahm_transforms.io.reader import is_nifti_or_picture
 
 _PATIENT_KEYS = ("patient_id", "subject")
 _LABEL_KEYS = ("label", "mask")
@@ -77,7 +77,7 @@ def _add(source: Source, part: str, entry: Any, where: str, patient_pattern: str
         case = _series_in_folder(source, image)
     elif len(paths) > 1 and any(is_dicom(path) for path in paths):
         case = _series_of_files(source, paths)
-    elif not has_suffix(paths[0], NIFTI_SUFFIXES + IMAGE_SUFFIXES) and is_dicom(paths[0]):
+    elif not is_nifti_or_picture(paths[0]) and is_dicom(paths[0]):
         case = _single_file(source, image, paths[0])
     else:
         case = case_of_file(paths[0], root=source.root, patient_pattern=None if patient else patient_pattern)

@@ -12,7 +12,7 @@ from pathlib import Path
 from ahm_transforms.io._types import Case, Found, LeftOut, LeftOutCase, lines_by_reason
 from ahm_transforms.io.check import case_name
 from ahm_transforms.io.dicom import dicom_case, find_series, short_hash
-from ahm_transforms.io.reader import IMAGE_SUFFIXES, NIFTI_SUFFIXES, has_suffix
+from ahm_transforms.io.reader import NIFTI_SUFFIXES, has_suffix, is_nifti_or_picture
 
 # Label maps beside the images (Decathlon, nnU-Net and others) would otherwise be trained on as if they were images.
 _LABEL_FOLDERS = re.compile(r"(label|mask|seg|segmentation|annotation|gt|ground_?truth)s?(tr|ts)?", re.IGNORECASE)
@@ -39,7 +39,7 @@ def find_cases(folder: str | Path, *, patient_pattern: str | None = None, pictur
     if not root.is_dir():
         raise FileNotFoundError(f"dataset_dir {folder} is not a folder.")
     files, left_out, bad = visible_files(root)
-    images = [path for path in files if has_suffix(path, NIFTI_SUFFIXES + IMAGE_SUFFIXES)]
+    images = [path for path in files if is_nifti_or_picture(path)]
     found = find_series(sorted(set(files) - set(images)), root=root, pictures=pictures)
     found.cases += [case_of_file(path, root=root, patient_pattern=patient_pattern) for path in images]
     found.left_out += left_out + _other_formats(files)
@@ -79,7 +79,7 @@ def find_inputs(path: str | Path, *, patient_pattern: str | None = None, picture
         return _without_twins(find_cases(path, patient_pattern=patient_pattern, pictures=pictures))
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: expected a folder or an image.")
-    if has_suffix(path, NIFTI_SUFFIXES + IMAGE_SUFFIXES):
+    if is_nifti_or_picture(path):
         return Found([case_of_file(path, root=path.parent, patient_pattern=patient_pattern)])
     return Found([dicom_case(path)])
 

@@ -11,7 +11,7 @@ from ahm_transforms.io._types import Case, Found, LeftOut, LeftOutCase, Source
 from ahm_transforms.io.check import case_name
 from ahm_transforms.io.dicom import DICOM_SUFFIXES
 from ahm_transforms.io.find import LABEL_FOLDER
-from ahm_transforms.io.reader import IMAGE_SUFFIXES, NIFTI_SUFFIXES, has_suffix
+from ahm_transforms.io.reader import IMAGE_SUFFIXES, NIFTI_SUFFIXES, has_suffix, is_nifti_or_picture
 
 _FIRST_CHANNEL = "_0000"  # nnU-Net's images have it, its labels do not
 _LABEL_FOLDERS = {
@@ -165,7 +165,7 @@ def _files_by_name(folder: Path) -> dict[str, str]:
     """Return the NIfTI files and pictures below a folder by their path in it, without suffix."""
     files: dict[str, str] = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.startswith(".") and has_suffix(path, NIFTI_SUFFIXES + IMAGE_SUFFIXES):
+        if path.is_file() and not path.name.startswith(".") and is_nifti_or_picture(path):
             name = _without_suffix(path.relative_to(folder).as_posix())
             if name in files:
                 raise ValueError(f"{folder} holds {Path(files[name]).name} and {path.name}: keep one of them.")

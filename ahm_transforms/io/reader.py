@@ -200,6 +200,11 @@ class _SingleReader(ITKReader):
         return picture, {"spatial_shape": np.asarray(picture.shape[:2]), "original_channel_dim": channel_dim}
 
 
+def is_nifti_or_picture(path: PathLike) -> bool:
+    """Return whether a file is one by its name; what is not may be DICOM."""
+    return has_suffix(path, NIFTI_SUFFIXES + IMAGE_SUFFIXES)
+
+
 def has_suffix(path: PathLike, suffixes: Sequence[str]) -> bool:
     """Return whether the file name ends in one of ``suffixes``, capital letters or not."""
     return str(path).lower().endswith(tuple(suffixes))
