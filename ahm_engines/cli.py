@@ -58,6 +58,7 @@ def study(
     fractions: Annotated[str | None, typer.Option(help='Seeds by label fraction: "0.1=5,0.3=3,1=3".')] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", help="One more entry: finetune.max_epochs=20.")] = None,
     output_dir: Annotated[Path, typer.Option(help="Where results go; a stopped study goes on there.")] = Path("study"),
+    cache_dir: Annotated[Path | None, typer.Option(help="Keep scans as they are prepared here, for all cells.")] = None,
     bundles_dir: Annotated[Path | None, typer.Option(help="Folder of the bundles, where it is not found.")] = None,
     devices: Annotated[str | None, typer.Option(help='GPUs, one cell on each: "0,1"; by default all.')] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Cells at a time on CPUs, or on each GPU.")] = None,
@@ -79,6 +80,7 @@ def study(
         progress = run_study(
             what,
             output_dir,
+            cache_dir=cache_dir,
             bundles_dir=bundles_dir,
             devices=slots,
             threads=threads,

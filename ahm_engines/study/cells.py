@@ -126,7 +126,15 @@ def pretraining_of(study: Plan, cell: Cell) -> Cell | None:
 
 
 def make_job(
-    cell: Cell, study: Study, splits: Splits, folder: Path, bundles: Path, *, epochs: int, before: str | None
+    cell: Cell,
+    study: Study,
+    splits: Splits,
+    folder: Path,
+    bundles: Path,
+    cache_dir: Path | None = None,
+    *,
+    epochs: int,
+    before: str | None,
 ) -> Job:
     """Return the run of a cell.
 
@@ -136,6 +144,7 @@ def make_job(
         splits: its datalists.
         folder: of the study.
         bundles: folder of the bundles.
+        cache_dir: folder that keeps prepared scans.
         epochs: of its training.
         before: hash of the pretraining that it goes on from.
     """
@@ -152,6 +161,7 @@ def make_job(
         "datalist": str(datalist),
         "output_dir": str(folder / cell.folder),
         "resume": True,
+        "cache_dir": None if cache_dir is None else str(cache_dir),
     }
     if (source := pretraining_of(study, cell)) is not None:
         paths["pretrained"] = str(folder / source.folder / "models" / BEST)
@@ -188,6 +198,7 @@ DECIDED = {
     **{name: name for name in ("val_fraction", "test_fraction")},
     **{name: f"data.{name}" for name in ("dataset_dir", "labels_dir", "datalist", "classes", "skip_bad")},
     **dict.fromkeys(("output_dir", "resume"), "--output_dir"),
+    "cache_dir": "--cache_dir",
     "pretrained": "arms",
 }
 

@@ -65,6 +65,7 @@ def run_study(
     study: Study,
     folder: str | Path,
     *,
+    cache_dir: str | Path | None = None,
     bundles_dir: str | Path | None = None,
     devices: Sequence[str] = ("",),
     threads: int = 1,
@@ -80,6 +81,7 @@ def run_study(
     Args:
         study: what to run.
         folder: where everything is written; the folder of a study that was stopped goes on.
+        cache_dir: folder that keeps scans as they are prepared, and remembers which were checked, for all cells.
         bundles_dir: folder of the bundles, by default found.
         devices: one entry for each cell that may run at the same time: the ``CUDA_VISIBLE_DEVICES`` of its process, or
             nothing to leave them as they are.
@@ -96,7 +98,7 @@ def run_study(
     folder = writable_folder(folder).absolute()
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     with alone_in(folder):
-        run = StudyRun(study, folder, bundles_folder(bundles_dir), keep_models, listener)
+        run = StudyRun(study, folder, bundles_folder(bundles_dir), cache_dir, keep_models, listener)
         for cells in stages(study):
             run.run_all(cells, devices, threads, deadline)
     return run.progress
@@ -109,6 +111,7 @@ class StudyRun:
         study: its settings.
         folder: where it is, or will be.
         bundles: folder of the bundles.
+        cache_dir: as in `run_study`.
         keep_models: as in `run_study`.
         listener: as in `run_study`.
 
@@ -117,10 +120,17 @@ class StudyRun:
     """
 
     def __init__(
-        self, study: Study, folder: Path, bundles: Path, keep_models: bool = False, listener: Listener | None = None
+        self,
+        study: Study,
+        folder: Path,
+        bundles: Path,
+        cache_dir: str | Path | None = None,
+        keep_models: bool = False,
+        listener: Listener | None = None,
     ) -> None:
         self.folder = folder
         self.bundles = bundles
+        self.cache_dir = None if cache_dir is None else Path(cache_dir).absolute()
         self.keep_models = keep_models
         self.listener = listener
         self.progress = Progress()
@@ -129,7 +139,7 @@ class StudyRun:
         check_same_study(folder / "study.json", study)
         _check_place(folder, study.data.get("dataset_dir"))
         self.study = with_slices(study, folder)
-        self.splits: Splits = make_splits(self.study, folder / "splits")
+        self.splits: Splits = make_splits(self.study, folder / "splits", cache_dir=self.cache_dir)
         self._check_finished()
         write_json(folder / "study.json", study.to_json())
 
@@ -187,7 +197,8 @@ class StudyRun:
     def _job(self, cell: Cell, epochs: int) -> Job:
         source = pretraining_of(self.study, cell)
         before = None if source is None else self._finished(source)["config_hash"]
-        return make_job(cell, self.study, self.splits, self.folder, self.bundles, epochs=epochs, before=before)
+        places = (self.folder, self.bundles, self.cache_dir)
+        return make_job(cell, self.study, self.splits, *places, epochs=epochs, before=before)
 
     def _finished(self, cell: Cell) -> Row:
         row = self.results.done(cell)
@@ -196,11 +207,17 @@ class StudyRun:
         return row
 
     def _epochs(self, cell: Cell) -> int:
-        """Those of the settings; with the time of another arm, what the measured times of steps allow, rounded up."""
+        """Those of the settings; with the time of another arm, what the measured times of steps allow, rounded up.
+
+        Seeds that come later get what the first had: times measured with them would make another arm of it.
+        """
         arm = self.study.arms[cell.arm]
         epochs = self.study.epochs(cell.stage, arm)
         if cell.stage == "finetune" or arm.equal_time is None:
             return epochs
+        before = [self.results.done(Cell(cell.stage, cell.arm, seed)) for seed in self.study.all_seeds]
+        if given := [int(row["epochs"]) for row in before if row is not None]:
+            return given[0]
         ratio = self._epoch_seconds(arm.equal_time) / self._epoch_seconds(self.study.timed_by(cell.arm))
         theirs = self.study.epochs(cell.stage, self.study.arms[arm.equal_time])
         return max(min(epochs, theirs), math.ceil(ratio * theirs))

@@ -37,11 +37,12 @@ class Splits:
     patients: dict[tuple[float, int], int]
 
 
-def make_splits(study: Study, folder: Path) -> Splits:
+def make_splits(study: Study, folder: Path, *, cache_dir: Path | None = None) -> Splits:
     """Find the cases, divide them by patient for every seed, and write the datalists into ``folder``.
 
     Images without a label serve for pretraining. No patient of the validation or test part of a seed is in its
-    pretraining or training part. A datalist's own validation and test lists are kept for every seed.
+    pretraining or training part. A datalist's own validation and test lists are kept for every seed. Scans that
+    ``cache_dir`` remembers are not checked again.
 
     Raises:
         BadCasesError: images or labels that cannot be used.
@@ -49,7 +50,8 @@ def make_splits(study: Study, folder: Path) -> Splits:
         ValueError: too few patients for the label fractions, a class that some labelled choice lacks, or datalists of
             other data in ``folder``.
     """
-    labelled, images = _labelled(study), _images(study)
+    finding = _finding(study) | {"cache_dir": cache_dir}
+    labelled, images = _labelled(study, finding), _images(study, finding)
     logger.info(
         "%d labelled images of %d patients; %d images of %d patients in all.",
         *(len(cases) for found in (_all(labelled), images) for cases in (found, _patients(found))),
@@ -73,9 +75,9 @@ def make_splits(study: Study, folder: Path) -> Splits:
     return Splits(pretrain, finetune, {key: len(_patients(cases)) for key, cases in chosen.items()})
 
 
-def _labelled(study: Study) -> Cases:
+def _labelled(study: Study, finding: dict[str, Any]) -> Cases:
     data = study.data
-    options = _finding(study) | {"classes": data["classes"], "val_fraction": 0.0, "test_fraction": 0.0}
+    options = finding | {"classes": data["classes"], "val_fraction": 0.0, "test_fraction": 0.0}
     options |= {key: data[key] for key in LABELS[study.task] if key in data}
     if study.task == "segmentation":
         return load_segmentation_cases(**options)
@@ -90,9 +92,9 @@ def _named(cases: Sequence[Case], classes: Sequence[str]) -> list[Case]:
     return [{**case, "label": classes[case["label"]]} for case in cases]
 
 
-def _images(study: Study) -> list[Case]:
+def _images(study: Study, finding: dict[str, Any]) -> list[Case]:
     """All images, with or without a label, but label maps and those that a datalist wants to validate or test on."""
-    images = load_cases(**_finding(study), val_fraction=0.0).training
+    images = load_cases(**finding, val_fraction=0.0).training
     labels_dir = study.data.get("labels_dir")
     hidden = Path(labels_dir).resolve() if labels_dir else None
     return [case for case in images if hidden is None or not lies_in(case, hidden)]

@@ -95,6 +95,7 @@ def load_cases(
     skip_bad: bool = False,
     min_size: Sequence[int] | int | None = None,
     channels: int | None = None,
+    cache_dir: str | Path | None = None,
 ) -> Cases:
     r"""Find, check and split the cases; without folder and datalist, take the MNI152 template of nilearn.
 
@@ -118,11 +119,13 @@ def load_cases(
         skip_bad: leave out what cannot be used, with a warning, where the default is to stop.
         min_size: smallest usable image in voxels, one patch for instance.
         channels: how many channels every image must have; None takes any.
+        cache_dir: folder that remembers which files were checked; they are read again once they change.
 
     Raises:
         BadCasesError: some cases cannot be used; it lists them all.
         FileNotFoundError: a folder or the datalist is missing or holds no image, or no image has a label map.
         ImportError: the template is wanted and nilearn is not installed.
+        OSError: files cannot be written to ``cache_dir``.
         ValueError: the datalist, the split or the pattern is wrong, two files would have the same id, or ``labels_dir``
             is given without a folder of images or beside a datalist.
     """
@@ -142,6 +145,7 @@ def load_cases(
         min_size=min_size,
         channels=channels,
         pictures=pictures,
+        cache_dir=cache_dir,
     )
     drawn = [case for case in checked.cases if labelled is None or case["case_id"] in labelled]
     split = divide(drawn, listed, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)

@@ -26,6 +26,7 @@ from ahm_transforms.io.dicom import transfer_syntax
 from ahm_transforms.io.memory import available_memory
 from ahm_transforms.io.progress import with_bar
 from ahm_transforms.io.reader import IMAGE_SUFFIXES, NIFTI_SUFFIXES, has_suffix, is_nifti_or_picture, load_image
+from ahm_transforms.io.remembered import Remembered
 
 LOGGER = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ def check_cases(
     channels: int | None = None,
     pictures: bool = False,
     inspect: Inspect | None = None,
+    cache_dir: str | Path | None = None,
 ) -> Checked:
     """Read every case with the reader that training uses, each image once, however many cases are blocks of it.
 
@@ -75,16 +77,25 @@ def check_cases(
         min_size: smallest usable size in voxels, one number or one per spatial axis.
         channels: how many channels every image must have; None takes any.
         pictures: whether volumes are bad, of which 2 would take slices.
-        inspect: what else to look at, while the image is there.
+        inspect: what else to look at, while the image is there; its ``repr`` says what decides the answer.
+        cache_dir: folder that remembers the cases without fault, which are not read again until a file of theirs
+            changes.
     """
     images: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
         images[str(case["image"])].append(case)
-    with ThreadPoolExecutor(max_workers=_workers([group[0]["image"] for group in images.values()])) as pool:
-        results = pool.map(
-            lambda group: _check(group, spatial_dims, min_size, channels, pictures, inspect), images.values()
-        )
-        seen = [result for group in with_bar(results, "Checking images", len(images)) for result in group]
+    asked = (spatial_dims, min_size, channels, pictures)
+    memory = None if cache_dir is None else Remembered(cache_dir, "check", *asked, repr(inspect))
+    results = {image: _recall(group, memory) for image, group in images.items()}
+    unknown = [image for image, seen in results.items() if not seen]
+    if len(unknown) < len(images):
+        LOGGER.info("%d of %d images are as they were last checked.", len(images) - len(unknown), len(images))
+    with ThreadPoolExecutor(max_workers=_workers([images[image][0]["image"] for image in unknown])) as pool:
+        checked = pool.map(lambda image: _check(images[image], *asked, inspect), unknown)
+        for image, group in zip(unknown, with_bar(checked, "Checking images", len(unknown)), strict=True):
+            results[image] = group
+            _remember(group, memory)
+    seen = [result for group in results.values() for result in group]
     odd = {case_name(result.case): result.odd for result in seen if result.odd}
     if odd:
         names = ", ".join(f"{name} ({what})" for name, what in odd.items())
@@ -103,6 +114,29 @@ def check_cases(
         classes={result.case["case_id"]: result.classes for result in good},
         bad=[LeftOut(case_name(result.case), result.bad) for result in seen if result.bad],
     )
+
+
+def _recall(cases: Sequence[Case], memory: Remembered | None) -> list[_Seen]:
+    """Return what was seen of the cases of one image; nothing unless all of them are remembered."""
+    found = [] if memory is None else [(case, each) for case in cases if (each := memory.read(case)) is not None]
+    seen = [
+        _Seen(
+            case,
+            odd=each["odd"],
+            like_labels=each["like_labels"],
+            geometry=Geometry(*map(tuple, each["geometry"])),
+            classes=frozenset(each["classes"]),
+        )
+        for case, each in found
+    ]
+    return seen if len(seen) == len(cases) else []
+
+
+def _remember(seen: Sequence[_Seen], memory: Remembered | None) -> None:
+    for each in seen:
+        if memory is not None and not each.bad:
+            found = {"odd": each.odd, "like_labels": each.like_labels, "geometry": each.geometry}
+            memory.write(each.case, found | {"classes": sorted(each.classes)})
 
 
 def case_name(case: Case) -> str:

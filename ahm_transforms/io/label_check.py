@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +15,65 @@ from monai.utils import ensure_tuple
 
 from ahm_transforms.io._types import Case
 from ahm_transforms.io.check import unreadable
-from ahm_transforms.io.labels import grid_problem, load_map, names_of
+from ahm_transforms.io.labels import grid_problem, load_label, load_map, names_of
 
 
-def check_label(
-    case: Case, image: MetaTensor, *, classes: Sequence[str], load: Callable[[Any], MetaTensor], allow_empty: bool
-) -> frozenset[str]:
-    """Return the classes that occur in the label of a case, within its block if it is one.
+@dataclass(frozen=True)
+class LabelCheck:
+    """Which classes occur in the label of a case, within its block if it is one.
 
     Args:
-        case: what to look at.
-        image: its image.
         classes: names of classes 1, 2, ...
-        load: how to read a path, or a tuple of paths, as class indices.
+        label_values: the value of each in the label maps.
         allow_empty: whether all may be background.
-
-    Raises:
-        ValueError: the label does not fit the image or the classes, or holds nothing and ``allow_empty`` is off.
     """
-    label = _beside(case, image, "label", load).as_tensor()
-    inside = label[tuple(slice(start, stop) for start, stop in case.get("block", ()))]
-    counts = torch.bincount(inside.flatten(), minlength=len(classes) + 1).tolist()
-    present = frozenset(name for name, count in zip(classes, counts[1:], strict=True) if count)
-    if not present and not allow_empty:
-        raise ValueError(
-            f"label {names_of(case['label'])} is all background, expected some of {', '.join(classes)}: "
-            "pass --allow_empty_labels true if that is right"
-        )
-    return present
+
+    classes: tuple[str, ...]
+    label_values: tuple[int, ...]
+    allow_empty: bool = False
+
+    def __call__(self, case: Case, image: MetaTensor) -> frozenset[str]:
+        """Return their names.
+
+        Raises:
+            ValueError: the label does not fit the image or the classes, or holds nothing and ``allow_empty`` is off.
+        """
+        label = _beside(case, image, "label", self._load).as_tensor()
+        inside = label[tuple(slice(start, stop) for start, stop in case.get("block", ()))]
+        counts = torch.bincount(inside.flatten(), minlength=len(self.classes) + 1).tolist()
+        present = frozenset(name for name, count in zip(self.classes, counts[1:], strict=True) if count)
+        if not present and not self.allow_empty:
+            raise ValueError(
+                f"label {names_of(case['label'])} is all background, expected some of {', '.join(self.classes)}: "
+                "pass --allow_empty_labels true if that is right"
+            )
+        return present
+
+    @cached_property
+    def _load(self) -> Callable[[Any], MetaTensor]:
+        """Blocks of one scan share a label."""
+        return lru_cache(maxsize=1)(partial(load_label, label_values=self.label_values))
 
 
-def check_class(case: Case, image: MetaTensor, *, classes: Sequence[str]) -> frozenset[str]:
-    """Return the class of a case; its mask, if it has one, must be readable and on the image's grid.
+@dataclass(frozen=True)
+class ClassCheck:
+    """The class of a case; its mask, if it has one, must be readable and on the image's grid.
 
-    Raises:
-        ValueError: the mask is not.
+    Args:
+        classes: names of classes 0, 1, ...
     """
-    if "mask" in case:
-        _beside(case, image, "mask", load_map)
-    return frozenset([classes[case["label"]]])
+
+    classes: tuple[str, ...]
+
+    def __call__(self, case: Case, image: MetaTensor) -> frozenset[str]:
+        """Return its name.
+
+        Raises:
+            ValueError: the mask is not.
+        """
+        if "mask" in case:
+            _beside(case, image, "mask", load_map)
+        return frozenset([self.classes[case["label"]]])
 
 
 def _beside(case: Case, image: MetaTensor, key: str, load: Callable[[Any], MetaTensor]) -> MetaTensor:

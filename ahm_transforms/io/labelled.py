@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from ahm_transforms.io._types import PARTS, Source
 from ahm_transforms.io.cases import Cases, check_dims, check_found
 from ahm_transforms.io.classes import add_classes, class_names
 from ahm_transforms.io.datalist import Datalist
-from ahm_transforms.io.label_check import check_class, check_label
-from ahm_transforms.io.labels import load_label, values_of_classes
+from ahm_transforms.io.label_check import ClassCheck, LabelCheck
+from ahm_transforms.io.labels import values_of_classes
 from ahm_transforms.io.pairs import add_files, hide_label_folders, move_without, no_labels
 from ahm_transforms.io.source import find_source
 from ahm_transforms.io.split import choose_patients, divide
@@ -42,6 +42,7 @@ def load_segmentation_cases(
     allow_empty_labels: bool = False,
     min_size: Sequence[int] | int | None = None,
     channels: int | None = None,
+    cache_dir: str | Path | None = None,
 ) -> Cases:
     r"""Find, check and split images with label maps; without folder and datalist, take the MNI152 template.
 
@@ -70,11 +71,13 @@ def load_segmentation_cases(
         allow_empty_labels: whether labels may be all background.
         min_size: smallest usable image in voxels, one crop for instance.
         channels: how many channels every image must have; None takes any.
+        cache_dir: folder that remembers which files were checked; they are read again once they change.
 
     Raises:
         BadCasesError: some images or labels cannot be used; it lists them all.
         FileNotFoundError: a folder or the datalist is missing, or no image has a label.
         ImportError: the template is wanted and nilearn is not installed.
+        OSError: files cannot be written to ``cache_dir``.
         ValueError: an option is wrong, or a class occurs in no training case.
     """
     check_dims(spatial_dims)
@@ -86,7 +89,6 @@ def load_segmentation_cases(
     hide_label_folders(source, labels_dir)
     add_files(source, "label", labels_dir)
     _leave_out_unlabelled(source, labels_dir)
-    load = lru_cache(maxsize=1)(partial(load_label, label_values=values))  # blocks of one scan share a label
     return _load(
         source,
         dict(zip(names, (f"label value {value}" for value in values), strict=True)),
@@ -96,7 +98,8 @@ def load_segmentation_cases(
             "min_size": min_size,
             "channels": channels,
             "pictures": pictures,
-            "inspect": partial(check_label, classes=names, load=load, allow_empty=allow_empty_labels),
+            "inspect": LabelCheck(tuple(names), tuple(values), allow_empty_labels),
+            "cache_dir": cache_dir,
         },
         split={"val_fraction": val_fraction, "test_fraction": test_fraction, "seed": split_seed},
         choice={"fraction": label_fraction, "seed": seed},
@@ -124,6 +127,7 @@ def load_classification_cases(
     skip_bad: bool = False,
     min_size: Sequence[int] | int | None = None,
     channels: int | None = None,
+    cache_dir: str | Path | None = None,
 ) -> Cases:
     r"""Find, check and split images of which each has one class; without folder and datalist, take the MNI152 template.
 
@@ -156,11 +160,13 @@ def load_classification_cases(
         skip_bad: leave out what cannot be used, with a warning, where the default is to stop.
         min_size: smallest usable image in voxels.
         channels: how many channels every image must have; None takes any.
+        cache_dir: folder that remembers which files were checked; they are read again once they change.
 
     Raises:
         BadCasesError: some images or masks cannot be used, or have no class; it lists them all.
         FileNotFoundError: a folder, the datalist or the table is missing, or there is no image.
         ImportError: the template is wanted and nilearn is not installed.
+        OSError: files cannot be written to ``cache_dir``.
         ValueError: an option is wrong, or a class occurs in no training case.
     """
     check_dims(spatial_dims)
@@ -183,7 +189,8 @@ def load_classification_cases(
             "min_size": min_size,
             "channels": channels,
             "pictures": pictures,
-            "inspect": partial(check_class, classes=names),
+            "inspect": ClassCheck(tuple(names)),
+            "cache_dir": cache_dir,
         },
         split={"val_fraction": val_fraction, "test_fraction": test_fraction, "seed": split_seed, "stratify": by},
         choice={"fraction": label_fraction, "seed": seed, "stratify": by},

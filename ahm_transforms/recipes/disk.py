@@ -3,14 +3,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -21,9 +17,10 @@ from monai.data import MetaTensor
 from monai.data.utils import pickle_hashing
 from monai.transforms import Compose, RandomizableTrait, Transform
 
+from ahm_transforms.fingerprint import fingerprint
+
 __all__ = ["PersistentSteps", "persistent"]
 
-CODE = Path(__file__).parents[1]  # of this package
 VALUES, AFFINE = "values of a MetaTensor", "affine of a MetaTensor"
 
 logger = logging.getLogger(__name__)
@@ -58,7 +55,7 @@ class PersistentSteps(Transform):
     def __init__(self, steps: Sequence[Transform], cache_dir: str | Path) -> None:
         self.steps = Compose(steps)
         self.cache_dir = Path(cache_dir)
-        self.made_by = [pickle_hashing(list(steps)).decode(), _code(), version("monai"), version("torch")]
+        self.made_by = pickle_hashing(list(steps)).decode()
         try:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -66,7 +63,7 @@ class PersistentSteps(Transform):
 
     def __call__(self, data: Mapping[str, Any]) -> Any:
         """Return what the steps make of a case, from the folder if it is there."""
-        path = self.cache_dir / f"{self._name(data)}.pt"
+        path = self.cache_dir / f"{fingerprint(data, self.made_by)}.pt"
         if path.is_file():
             try:
                 return _read(path)
@@ -89,12 +86,6 @@ class PersistentSteps(Transform):
             temporary.unlink(missing_ok=True)
         return stored
 
-    def _name(self, case: Mapping[str, Any]) -> str:
-        files = [text for value in case.values() for text in (value if isinstance(value, list) else [value])]
-        stats = [os.stat(text) for text in files if isinstance(text, str) and os.path.isfile(text)]
-        told = [self.made_by, dict(case), [(stat.st_size, stat.st_mtime_ns) for stat in stats]]
-        return hashlib.sha256(json.dumps(told, default=_as_text).encode()).hexdigest()
-
 
 def persistent(chain: Compose, cache_dir: str | Path | None) -> Compose:
     """Keep in a folder what a chain makes of a case ahead of its first random step; without a folder, do nothing.
@@ -113,13 +104,6 @@ def persistent(chain: Compose, cache_dir: str | Path | None) -> Compose:
     )
     steps = list(chain.transforms)
     return Compose([PersistentSteps(steps[:first], cache_dir), *([] if first is None else steps[first:])])
-
-
-@cache
-def _code() -> str:
-    """Stands for all of this package's code, which may change without another version."""
-    files = sorted(CODE.rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def _read(path: Path) -> Any:
@@ -145,8 +129,3 @@ def _with_affine(item: Any) -> Any:
     if item.keys() == {VALUES, AFFINE}:
         return MetaTensor(item[VALUES], affine=item[AFFINE])
     return {key: _with_affine(value) for key, value in item.items()}
-
-
-def _as_text(value: Any) -> Any:
-    """For JSON, which knows neither arrays nor paths."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -17,8 +17,9 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Lambdad, RandSpatialCropd, ScaleIntensityd, ScaleIntensityRanged, Transform
 
+from ahm_transforms import fingerprint
 from ahm_transforms.io import BoundedCacheDataset
-from ahm_transforms.recipes import PersistentSteps, disk, persistent, preprocessing, validation_preprocessing
+from ahm_transforms.recipes import PersistentSteps, persistent, preprocessing, validation_preprocessing
 
 
 class Counted(Transform):
@@ -100,9 +101,10 @@ def test_what_has_changed_is_prepared_anew(
     elif what == "step":
         more = [ScaleIntensityd("image", minv=0.1)]
     elif what == "version":
-        monkeypatch.setattr(disk, "version", lambda package: "9.9")
+        monkeypatch.setattr(fingerprint, "version", lambda package: "9.9")
+        monkeypatch.setattr(fingerprint, "_code", fingerprint._code.__wrapped__)  # not what it found before
     else:
-        monkeypatch.setattr(disk, "_code", lambda: "other")
+        monkeypatch.setattr(fingerprint, "_code", lambda: ["other"])
     steps(tmp_path / "cache", *more)(case)
     assert Counted.calls == 2 and len(list((tmp_path / "cache").iterdir())) == 2
 

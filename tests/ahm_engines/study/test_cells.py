@@ -114,6 +114,12 @@ def test_overlays_come_between_the_bundles_file_and_the_options(images: Path, tm
     ]
 
 
+def test_all_cells_share_a_cache_wherever_it_is(images: Path, tmp_path: Path) -> None:
+    without, there = job_of(TUNED, images, tmp_path), job_of(TUNED, images, tmp_path, cache_dir=tmp_path / "cache")
+    assert (without.options["cache_dir"], there.options["cache_dir"]) == (None, str(tmp_path / "cache"))
+    assert without.config_hash == there.config_hash
+
+
 @pytest.mark.parametrize(
     "changes",
     [

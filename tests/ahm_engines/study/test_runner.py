@@ -226,6 +226,15 @@ def test_equal_time_follows_the_epochs_of_the_other_arm(images: Path, tmp_path: 
     assert ["begin", "pretrain random_equal_time, seed 0", "10", ""] in fake.lines()
 
 
+def test_seeds_that_come_later_get_the_epochs_of_those_before(images: Path, tmp_path: Path, fake: FakeRuns) -> None:
+    fake.outcomes |= {RANDOM: {"step_seconds": 0.2}, A3C: {"step_seconds": 0.4}}
+    run(study_of(images, SMALL | {"seeds": {"1.0": 1}}), tmp_path)
+    fake.outcomes |= {Cell("pretrain", "random", 1): {"step_seconds": 0.1}}  # its machine is faster
+    run(study_of(images, SMALL | {"seeds": {"1.0": 2}}), tmp_path)
+    rows = [row for row in rows_of(tmp_path / "study") if row["stage"] == "pretrain"]
+    assert [row["epochs"] for row in rows if row["arm"] == "random_equal_time"] == ["6", "6"]
+
+
 def test_equal_time_is_no_more_than_a_shorter_pretraining_took(images: Path, tmp_path: Path, fake: FakeRuns) -> None:
     arms = {"random": {}, "random_equal_time": {}, "a3c": {"pretrain": {"max_epochs": 1}}}
     fake.outcomes |= {RANDOM: {"step_seconds": 0.5, "steps": 12}, A3C: {"step_seconds": 0.6, "steps": 4}}

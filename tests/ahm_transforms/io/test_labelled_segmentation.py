@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import json
 import logging
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ from PIL import Image
 
 from ahm_transforms.io import BadCasesError, load_cases, load_image, load_segmentation_cases
 from ahm_transforms.io import reader as reader_module
-from ahm_transforms.io.label_check import check_label
-from ahm_transforms.io.labels import load_label
+from ahm_transforms.io.label_check import LabelCheck
 from tests.fixtures_data import real_data, write_nifti, write_series
 
 SHAPE = (12, 13, 14)
@@ -241,9 +239,7 @@ def test_of_a_block_only_its_own_classes_count(tmp_path: Path) -> None:
     write_pairs(tmp_path, "a", 1, 2)
     label, image = str(tmp_path / "labels/a.nii.gz"), load_image(tmp_path / "images/a.nii.gz")
     case = {"label": label, "block": [[0, 12], [0, 13], [1, 2]]}
-    check = partial(
-        check_label, classes=["one", "two"], load=partial(load_label, label_values=[1, 2]), allow_empty=False
-    )
+    check = LabelCheck(("one", "two"), (1, 2))
     assert check({"label": label}, image) == {"one", "two"}
     assert check(case, image) == {"two"}
     with pytest.raises(ValueError, match="all background"):
