@@ -271,15 +271,6 @@ def test_equal_time_without_a_measured_time_fails_and_says_why(images: Path, tmp
     assert progress.finished == 3
 
 
-def test_more_seeds_leave_the_epochs_of_finished_cells(images: Path, tmp_path: Path, fake: FakeRuns) -> None:
-    """Other times are measured meanwhile, and a shorter one counts."""
-    fake.outcomes |= {RANDOM: {"step_seconds": 0.25}, Cell("pretrain", "random", 1): {"step_seconds": 0.1}}
-    run(study_of(images, SMALL | {"seeds": {"1.0": 1}}), tmp_path)
-    assert run(study_of(images, SMALL | {"seeds": {"1.0": 2}}), tmp_path).finished == 14
-    rows = [row for row in rows_of(tmp_path / "study") if row["arm"] == "random_equal_time" and row["stage"] != ""]
-    assert [row["epochs"] for row in rows if row["stage"] == "pretrain"] == ["6", "15"]
-
-
 def test_time_is_up_before_the_first_cell(images: Path, tmp_path: Path, fake: FakeRuns) -> None:
     assert run(study_of(images, SMALL), tmp_path, minutes=0) == Progress(open=18)
     assert fake.begun() == [] and rows_of(tmp_path / "study") == []
