@@ -130,7 +130,8 @@ def test_a_class_that_was_not_found_is_described(tmp_path: Path) -> None:
 
 def test_nothing_found_is_one_empty_frame_per_segment(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files = series(tmp_path / "s")
-    path = write_dicom_seg(np.zeros((20, 16, 6)), files, tmp_path / "seg.dcm", [TUMOR, EDEMA])
+    with caplog.at_level(logging.WARNING):
+        path = write_dicom_seg(np.zeros((20, 16, 6)), files, tmp_path / "seg.dcm", [TUMOR, EDEMA])
     first = str(pydicom.dcmread(files[0]).SOPInstanceUID)
     found = frames_by_source(path)
     assert found.keys() == {(1, first), (2, first)}
