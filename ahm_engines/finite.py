@@ -1,14 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether losses are finite, without waiting for the device."""
+"""Whether losses and weights are finite; for losses, nothing waits for the device."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["FiniteCheck"]
+__all__ = ["FiniteCheck", "check_weights"]
+
+
+def check_weights(modules: Mapping[str, nn.Module]) -> None:
+    """See that weights are finite, and that buffers, such as the moments of batch norms, are numbers.
+
+    A step can spoil them although its loss was finite. This waits for the device: call it once an epoch.
+
+    Args:
+        modules: by what the error is to call them.
+
+    Raises:
+        FloatingPointError: when they are not.
+    """
+    for name, module in modules.items():
+        spoilt = [key for key, weights in module.named_parameters() if not weights.isfinite().all()]
+        spoilt += [key for key, moments in module.named_buffers() if moments.isnan().any()]
+        if spoilt:
+            raise FloatingPointError(
+                f"{name}: expected finite weights, {len(spoilt)} are not: {', '.join(spoilt[:3])}; nothing was saved "
+                "since. Lower the learning rate, clip gradients, or take bfloat16 instead of float16."
+            )
 
 
 class FiniteCheck:

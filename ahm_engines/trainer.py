@@ -15,7 +15,7 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from ahm_engines.events import MaskedEvents, MaskedKeys
-from ahm_engines.finite import FiniteCheck
+from ahm_engines.finite import FiniteCheck, check_weights
 from ahm_engines.losses import MaskedLoss, hidden_mean
 from ahm_engines.rewards import ErrorReward
 from ahm_engines.step import Precision, average_gradients, broadcast_weights, check_fit, prepare_image
@@ -80,8 +80,8 @@ class MaskedTrainer(SupervisedTrainer):
 
     Raises:
         ValueError: when the masker's cells do not consist of whole tokens of the network, or a stage is no interval.
-        FloatingPointError: when a loss was not finite, one iteration later or at the end of the epoch, before any
-            handler saves what came of it.
+        FloatingPointError: when a loss was not finite, one iteration later or at the end of the epoch, or weights are
+            not at the end of an epoch; before any handler saves what came of it.
 
     Example:
         >>> from ahm_networks import ActorCriticMasker, ReconstructionUNet
@@ -170,6 +170,7 @@ class MaskedTrainer(SupervisedTrainer):
         check_fit(network, masker)
         broadcast_weights(masker)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._raise_if_not_finite)  # ahead of whatever saves
+        self.add_event_handler(Events.EPOCH_COMPLETED, check_weights, {"network": network, "masker": masker})
         self._register_handlers(train_handlers or [])
 
     @property

@@ -19,6 +19,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ahm_engines.files import writable_folder, write_atomically
+from ahm_engines.finite import check_weights
 from ahm_engines.reports.patients import trained_patients, write_trained_patients
 from ahm_networks.processes import number_of_processes
 
@@ -106,6 +107,7 @@ class Checkpoints:
 
     Raises:
         OSError: when ``save_dir`` cannot be written to.
+        FloatingPointError: on saving, when weights are not finite; the files from before stay as they are.
         ValueError: on resuming, when the checkpoint does not fit, or other patients were trained on.
         RuntimeError: on resuming, when not all processes find the same state.
     """
@@ -196,6 +198,7 @@ class Checkpoints:
     def _save(self, name: str) -> None:
         if idist.get_rank() != 0 or self.trainer is None:
             return
+        check_weights({key: item for key, item in self.objects.items() if isinstance(item, nn.Module)})
         state = self.trainer.state
         place = {"epoch": state.epoch, "iteration": state.iteration, "epoch_length": state.epoch_length}
         place["max_epochs"] = self.max_epochs

@@ -9,7 +9,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 
-from ahm_engines.finite import FiniteCheck
+from ahm_engines.finite import FiniteCheck, check_weights
 
 __all__ = ["EarlyStop", "FiniteLoss", "GradientClip"]
 
@@ -53,13 +53,13 @@ class EarlyStop:
 
 
 class FiniteLoss:
-    """Raise as soon as a loss is not finite, before anything of it is saved.
+    """Raise as soon as a loss or the weights are not finite, before anything of it is saved.
 
     A loss is looked at when the next one is there, so that the device has long finished it, and at the end of every
-    epoch. List it ahead of the handlers of validation and checkpoints.
+    epoch, as the weights are. List it ahead of the handlers of validation and checkpoints.
 
     Raises:
-        FloatingPointError: on running, when a loss is infinite or not a number.
+        FloatingPointError: on running, when a loss or a weight is infinite or not a number.
     """
 
     def __init__(self) -> None:
@@ -69,6 +69,7 @@ class FiniteLoss:
         """Attach to a trainer."""
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._look)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._check)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: check_weights({"network": engine.network}))
 
     def _look(self, engine: Engine) -> None:
         self._check(engine)

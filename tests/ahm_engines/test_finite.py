@@ -10,8 +10,9 @@ import pytest
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
+from torch import nn
 
-from ahm_engines.finite import FiniteCheck
+from ahm_engines.finite import FiniteCheck, check_weights
 from ahm_engines.handlers import FiniteLoss
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -41,6 +42,21 @@ def test_losses_are_kept_without_their_graph() -> None:
     check = FiniteCheck()
     check.note([MetaTensor(torch.ones(1, requires_grad=True).sum() * 2)])
     assert type(check.losses[0]) is torch.Tensor and not check.losses[0].requires_grad
+
+
+@pytest.mark.parametrize(("name", "value"), [("weight", math.nan), ("bias", -math.inf), ("running_var", math.nan)])
+def test_weights_that_are_not_finite_are_named(name: str, value: float) -> None:
+    norm = nn.BatchNorm1d(2)
+    check_weights({"model": norm})
+    getattr(norm, name).data[1] = value
+    with pytest.raises(FloatingPointError, match=rf"^model: expected finite weights, 1 are not: 0\.{name};.* rate"):
+        check_weights({"other": nn.Linear(1, 1), "model": nn.Sequential(norm)})
+
+
+def test_buffers_may_be_infinite_as_those_that_hide_are() -> None:
+    module = nn.Module()
+    module.register_buffer("attention_mask", torch.tensor([0.0, -math.inf]))
+    check_weights({"model": module})
 
 
 @pytest.fixture

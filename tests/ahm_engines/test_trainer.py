@@ -216,6 +216,16 @@ def test_a_loss_that_is_no_number_stops_the_run_before_anything_is_saved(masker)
     assert saved == []
 
 
+@pytest.mark.parametrize("spoilt", ["network", "masker"])
+def test_weights_that_the_last_step_spoilt_stop_the_run_before_anything_is_saved(spoilt):
+    trainer, saved = build(ActorCriticMasker(2, 8, 0.5), data=batches(count=1)), []
+    next(getattr(trainer, spoilt).parameters()).register_hook(lambda gradient: gradient * float("nan"))
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: saved.append(True))
+    with pytest.raises(FloatingPointError, match=f"{spoilt}: expected finite weights"):
+        trainer.run()
+    assert saved == []
+
+
 def test_both_losses_of_the_last_iteration_are_looked_at_without_waiting(monkeypatch):
     monkeypatch.setattr(FiniteCheck, "finite", lambda check: len(check.losses) != 2)
     trainer = build(ActorCriticMasker(2, 8, 0.5))

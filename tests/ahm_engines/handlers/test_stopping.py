@@ -17,7 +17,7 @@ from monai.handlers import ValidationHandler
 from torch import Tensor, nn
 
 from ahm_engines.finite import FiniteCheck
-from ahm_engines.handlers import Checkpoints, EarlyStop, FiniteLoss, GradientClip
+from ahm_engines.handlers import Checkpoints, EarlyStop, FiniteLoss, GradientClip, load_checkpoint
 
 BATCHES = [{"image": torch.ones(1, 1), "label": torch.ones(1, 1)}] * 4
 
@@ -142,6 +142,26 @@ def test_a_loss_that_is_not_finite_at_the_end_of_an_epoch_is_raised_before_anyth
     with pytest.raises(FloatingPointError, match="epoch 1, iteration 4"):
         trainer.run()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("handlers", [[], [FiniteLoss()]], ids=["checkpoints alone", "with FiniteLoss"])
+def test_weights_that_the_last_step_of_an_epoch_spoilt_are_not_saved(tmp_path: Path, handlers: list[Any]) -> None:
+    network = nn.Linear(1, 1)
+    factors = iter([1.0] * 7 + [math.nan])  # of the gradients; losses are finite
+    network.weight.register_hook(lambda gradient: gradient * next(factors))
+    evaluator = SupervisedEvaluator("cpu", BATCHES, network, key_val_metric={"score": Given(range(1, 9))})
+    handlers = [
+        *handlers,
+        ValidationHandler(1, evaluator),
+        Checkpoints(tmp_path, {"model": network}, evaluator=evaluator),
+    ]
+    trainer = trainer_with(handlers, network=network)
+    with pytest.raises(FloatingPointError, match=r"expected finite weights, 1 are not: weight;"):
+        trainer.run()
+    assert evaluator.state.epoch == (1 if isinstance(handlers[0], FiniteLoss) else 2)  # what was validated
+    for name in ("last.pt", "model.pt"):
+        content = load_checkpoint(tmp_path / name)
+        assert content["trainer"]["epoch"] == 1 and content["model"]["weight"].isfinite().all()
 
 
 def test_a_loss_is_looked_at_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
