@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from monai.bundle import run
+from monai.bundle import ConfigWorkflow, run, update_kwargs
 
 from ahm_engines.errors import behind_monai
 from ahm_engines.options import did_you_mean
@@ -23,14 +23,17 @@ _READ_BY_MONAI = {
     *("imports", "initialize", "run", "finalize", "training", "evaluating", "displayable_configs"),
     *("experiment_name", "run_name", "tracking_uri", "save_execute_config"),
 }
+# What MONAI takes for itself, on the command line and in a file.
+_ARGUMENTS = {"workflow_name", *inspect.signature(ConfigWorkflow).parameters} - {"override"}
 
 
 def begin_command() -> None:
     """Refuse options that nothing uses, and have an error end with its cause; the bundles' ``initialize`` calls this.
 
     MONAI takes any name for a new entry, so that ``--dataset_dirr scans`` would train on the default data, and wraps an
-    error in others, one for each entry that it came through. Nothing is done where no ``monai.bundle run`` is at work:
-    whoever builds a workflow in Python may add entries, and sees the errors.
+    error in others, one for each entry that it came through. The options in an ``--args_file`` are looked at as well.
+    Nothing is done where no ``monai.bundle run`` is at work: whoever builds a workflow in Python may add entries, and
+    sees the errors.
 
     Raises:
         ValueError: nothing uses an option; it names the entry that was probably meant.
@@ -43,11 +46,15 @@ def begin_command() -> None:
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = _end_with_the_cause
     command, config = frame.f_locals, running_config()
-    steps = {command[name] for name in ("run_id", "init_id", "final_id")}
-    given = [name for name in command["override"] if name not in steps]
-    for name in unused_options(given, config):
-        hint = did_you_mean(name, (config.keys() | _references(config)) - set(given))
-        raise ValueError(f"--{name}: nothing in these configuration files uses such an option{hint}")
+    file, override = command["args_file"], command["override"]
+    listed = update_kwargs(file)
+    steps = {command[name] or listed.get(name) for name in ("run_id", "init_id", "final_id")}
+    given = (listed.keys() | override.keys()) - steps - _ARGUMENTS
+    unused = unused_options(given, config)
+    for name in unused:
+        hint = did_you_mean(name, (config.keys() | _references(config)) - set(unused))
+        option = f"--{name}" if name in override else f"{file}: {name}"
+        raise ValueError(f"{option}: nothing in these configuration files uses such an option{hint}")
 
 
 def unused_options(given: Iterable[str], config: Mapping[str, Any]) -> list[str]:

@@ -42,6 +42,24 @@ def test_an_option_that_nothing_uses_stops_the_command(option: str, meant: str) 
     )
 
 
+@pytest.mark.parametrize("suffix", ["json", "yaml"])
+def test_an_option_in_a_file_that_nothing_uses_stops_the_command(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"args.{suffix}"  # YAML takes JSON
+    file.write_text(json.dumps({"max_epochs": 3, "max_epoch": 4}))
+    with pytest.raises(RuntimeError) as error:
+        run("nothing", config_file=str(PRETRAIN / "configs/train.json"), args_file=str(file), **NOTHING)
+    assert str(behind_monai(error.value)) == (
+        f"{file}: max_epoch: nothing in these configuration files uses such an option; did you mean max_epochs?"
+    )
+
+
+def test_a_file_may_hold_all_that_a_command_takes(tmp_path: Path) -> None:
+    file = tmp_path / "args.json"
+    own = {"config_file": str(PRETRAIN / "configs/train.json"), "workflow_type": "train", "tracking": None}
+    file.write_text(json.dumps({"run_id": "nothing", **NOTHING, **own, "train#trainer#max_epochs": 3}))
+    run(args_file=str(file), logging_file=str(PRETRAIN / "configs/logging.conf"), max_epochs=2, workflow_type="train")
+
+
 def test_options_that_are_used_and_entries_of_ones_own_are_not_refused() -> None:
     own = {"my_ratio": 0.3, "mask_ratio": "@my_ratio", "train#trainer#max_epochs": 3, "tracking_uri": "x"}
     own |= {"train::dataset::cache_rate": 0.5, "train#handlers#-1#_disabled_": True, "validate": {}}
