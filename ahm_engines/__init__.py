@@ -9,7 +9,7 @@ from ahm_engines.events import MaskedEvents, MaskedKeys
 from ahm_engines.inference import MaskingInference, MaskingPredictor, load_pretrained, scan_inferer, window_inferer
 from ahm_engines.losses import BalancedCrossEntropy, DeepSupervision, MaskedLoss
 from ahm_engines.rewards import ErrorReward, ProgressReward
-from ahm_engines.trained import fitting_network, load_masker, load_trained, trained_settings
+from ahm_engines.trained import fitting_network, load_masker, load_trained, masked_settings, trained_settings
 from ahm_engines.trainer import MaskedTrainer
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "load_masker",
     "load_pretrained",
     "load_trained",
+    "masked_settings",
     "pair_scores",
     "prepare_views",
     "scan_inferer",

@@ -15,7 +15,7 @@ from ahm_engines.handlers.checkpoint import check_fit, load_checkpoint, restore_
 from ahm_networks import CurriculumMasker
 from ahm_networks.rl.schedules import check_share
 
-__all__ = ["fitting_network", "load_masker", "load_trained", "trained_settings"]
+__all__ = ["fitting_network", "load_masker", "load_trained", "masked_settings", "trained_settings"]
 
 PRETRAINING = "pretraining"
 logger = logging.getLogger(__name__)
@@ -40,6 +40,21 @@ def trained_settings(path: str | Path, *, task: str | None = None) -> dict[str, 
     settings: dict[str, Any] = load_checkpoint(path).get("provenance", {}).get("settings", {})
     if task is not None:
         _check_task(path, settings, task)
+    return settings
+
+
+def masked_settings(path: str | Path) -> dict[str, Any]:
+    """Return the settings of a pretraining whose network rebuilds images, as :func:`trained_settings` does.
+
+    Raises:
+        ValueError: when the file is no checkpoint, or one of another task or of contrastive pretraining.
+    """
+    settings = trained_settings(path, task=PRETRAINING)
+    if settings.get("architecture") == "contrastive":
+        raise ValueError(
+            f"{path}: a checkpoint of contrastive pretraining, which hides and rebuilds nothing: judge its encoder by "
+            "the labelled task, with this as --pretrained of ahm_segmentation or ahm_classification."
+        )
     return settings
 
 

@@ -57,6 +57,10 @@ def test_run_leaves_checkpoints_record_and_curves(volumes: Path, tmp_path: Path,
     assert json.loads((tmp_path / "costs.json").read_text())["steps"] == 10
     scalars = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()["scalars"]
     assert {"train/loss", "validation/retrieval", "validation/alignment", "validation/contrastive_loss"} <= set(scalars)
+    for files in (("inference.json",), ("train.json", "evaluate.json"), (*FILES, "evaluate.json")):
+        message = segmenting.message_of(run_bundle, files, checkpoint=str(tmp_path / "models/model.pt"))
+        assert f"{tmp_path}/models/model.pt: a checkpoint of contrastive pretraining" in message
+        assert "--pretrained of ahm_segmentation" in message
 
 
 def test_pictures(tmp_path: Path) -> None:
