@@ -7,11 +7,9 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ahm_networks.nets.adaptation import Adapter
 from ahm_networks.nets.encoders import encoder_network, encoder_stages
@@ -29,6 +27,7 @@ __all__ = [
 
 ENTRIES = ("model", "state_dict", "model_state_dict")
 PARTS = ("encoder", "all")
+_FROZEN = "_frozen_encoder"  # kept in the network, so that copies have their own: what was frozen, and by which hooks
 logger = logging.getLogger(__name__)
 
 
@@ -200,23 +199,24 @@ def freeze_encoder(network: nn.Module) -> None:
         TypeError: when the encoder of such a network is not known.
     """
     inner = encoder_network(network)
-    if inner in _FROZEN:
+    if _FROZEN in vars(inner):
         return
     modules = [module for stage in encoder_stages(inner) for module in stage]
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False).grad = None  # a leftover gradient would keep momentum going
-    _FROZEN[inner] = parameters, [module.register_forward_pre_hook(_stay_in_eval) for module in modules]
+    hooks = [module.register_forward_pre_hook(_stay_in_eval) for module in modules]
+    vars(inner)[_FROZEN] = parameters, hooks
 
 
 def unfreeze_encoder(network: nn.Module) -> None:
-    """Undo :func:`freeze_encoder`, and only that: what was frozen before stays frozen.
+    """Undo :func:`freeze_encoder`, and only that: what was frozen before stays frozen. Works on copies, too.
 
     Raises:
         TypeError: when the encoder of such a network is not known.
     """
     inner = encoder_network(network)
-    parameters, hooks = _FROZEN.pop(inner, ([], []))
+    parameters, hooks = vars(inner).pop(_FROZEN, ([], []))
     for parameter in parameters:
         parameter.requires_grad_(True)
     for hook in hooks:
@@ -229,6 +229,3 @@ def unfreeze_encoder(network: nn.Module) -> None:
 def _stay_in_eval(module: nn.Module, inputs: Any) -> None:
     if module.training:
         module.eval()
-
-
-_FROZEN: WeakKeyDictionary[nn.Module, tuple[list[nn.Parameter], list[RemovableHandle]]] = WeakKeyDictionary()

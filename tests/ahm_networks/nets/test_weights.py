@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
 import logging
 
@@ -434,6 +436,13 @@ def train_a_step(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
+def through_a_file(network: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(network, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
 class TestFreezing:
     def frozen(self, build) -> tuple[nn.Module, torch.optim.Optimizer]:
         network = build("unet", norm="batch", dropout=0.2)
@@ -461,6 +470,18 @@ class TestFreezing:
         train_a_step(network, optimizer)
         assert changed(network, before) >= {key for key in encoder_keys(network) if "weight" in key or "mean" in key}
         assert not any(module._forward_pre_hooks for module in network.modules())
+
+    @pytest.mark.parametrize("copied", [copy.deepcopy, through_a_file], ids=["deepcopy", "file"])
+    def test_a_copy_is_unfrozen_alone(self, build, copied):
+        network, _ = self.frozen(build)
+        other = copied(network)
+        unfreeze_encoder(other)
+        assert all(p.requires_grad for p in other.parameters())
+        assert not any(module._forward_pre_hooks for module in other.modules())
+        assert not any(p.requires_grad for stage in encoder_stages(network) for m in stage for p in m.parameters())
+        assert all(module._forward_pre_hooks for stage in encoder_stages(network) for module in stage)
+        unfreeze_encoder(network)
+        assert all(p.requires_grad for p in network.parameters())
 
     def test_what_was_frozen_before_stays_so(self, build):
         network = build("unet")
