@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ahm_transforms.masking.ask import in_mode
+
 __all__ = ["BorrowedNetwork"]
 
 
@@ -26,13 +28,8 @@ class BorrowedNetwork:
     @torch.no_grad()
     def __call__(self, image: Tensor, mask: Tensor) -> Tensor:
         """Rebuild ``image`` ``[B, C, *S]`` under ``mask`` in eval mode; every module returns to the mode it was in."""
-        modes = [(module, module.training) for module in self.network.modules()]
-        self.network.eval()
-        try:
+        with in_mode(self.network, training=False):
             rebuilt: Tensor = self.network(image, mask)
-        finally:
-            for module, training in modes:
-                module.training = training
         return rebuilt
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BorrowedNetwork:

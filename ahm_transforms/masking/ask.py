@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.networks import eval_mode, train_mode
 from torch import Tensor, nn
 
-__all__ = ["ask_masker", "load_torchscript"]
+__all__ = ["ask_masker", "in_mode", "load_torchscript"]
 
 
 def ask_masker(
@@ -25,7 +24,7 @@ def ask_masker(
             with the attributes ``mask`` and, if there is one, ``policy_map``.
         image: ``[1, C, *S]``.
         seed: for masks that torch's default generators draw; their state is put back afterwards.
-        draw: ask a module in training instead of evaluation mode; it returns to its own afterwards.
+        draw: ask a module in training instead of evaluation mode; it and its parts return to theirs afterwards.
 
     Returns:
         The mask ``[1, 1, *S]`` bool, and the policy map ``[1, 1, *G]`` or None.
@@ -34,9 +33,8 @@ def ask_masker(
         TypeError: when the answer is none of the above.
         ValueError: when the mask or the policy map has another shape, or the mask values other than true and false.
     """
-    modules = [masker] if isinstance(masker, nn.Module) else []
-    mode = train_mode if draw else eval_mode
-    with _torch_seed(seed, image.device), mode(*modules), torch.no_grad():
+    mode = in_mode(masker, training=draw) if isinstance(masker, nn.Module) else nullcontext()
+    with _torch_seed(seed, image.device), mode, torch.no_grad():
         mask, policy_map = _read_answer(masker(image))
     _check_shapes(mask, policy_map, image)
     return _as_bool(mask), policy_map
@@ -56,6 +54,19 @@ def load_torchscript(path: Path, device: torch.device) -> nn.Module:
             "module itself, as ahm_engines.load_masker(path) returns it from a checkpoint of a pretraining."
         ) from error
     return module
+
+
+@contextmanager
+def in_mode(module: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put a module into training or evaluation mode for a while; every part of it returns to the mode it was in."""
+    # TorchScript that was frozen has no mode.
+    modes = [(part, part.training) for part in module.modules() if hasattr(part, "training")]
+    module.train(training)
+    try:
+        yield
+    finally:
+        for part, own in modes:
+            part.training = own
 
 
 @contextmanager

@@ -373,6 +373,14 @@ def test_modules_run_in_the_mode_asked_for_without_gradients_and_get_theirs_back
     assert net.training is training and torch.is_grad_enabled()
 
 
+@pytest.mark.parametrize("draw", [True, False])
+def test_parts_of_a_module_get_the_mode_back_that_they_were_in(draw):
+    net = nn.Sequential(nn.Dropout(), Net().eval())
+    AdaptiveHardMask(net, draw=draw)(volume(1, 16, 16))
+    assert net[1].modes == [(draw, False)]
+    assert [module.training for module in net.modules()] == [True, True, False, False]
+
+
 def test_a_masker_asked_to_draw_hides_other_cells_at_every_look():
     image, masker = volume(1, 32, 32), ActorCriticMasker(2, 8, 0.5).eval()
     for draw, alike in ((True, False), (False, True)):
@@ -432,6 +440,11 @@ def test_torchscript_file(script, as_type):
     for state in (before, pickle.dumps(hide.set_random_state(seed=0))):
         copy = pickle.loads(state)
         assert torch.equal(copy(image).as_tensor(), pickle.loads(before)(image).as_tensor())
+
+
+def test_torchscript_that_was_frozen_and_has_no_mode():
+    image = volume(1, 16, 16)
+    assert AdaptiveHardMask(torch.jit.freeze(torch.jit.script(Scripted().eval())))(image).shape == image.shape
 
 
 def test_missing_and_broken_files_are_named(tmp_path):
