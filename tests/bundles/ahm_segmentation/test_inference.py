@@ -28,7 +28,7 @@ from tests.bundles.ahm_segmentation.segmenting import (
 )
 from tests.bundles.running import OBLIQUE_LIA, SEGMENTATION, TINY_UNET, run_bundle
 from tests.bundles.running import train as pretrain
-from tests.fixtures_data import OBLIQUE, PATIENT_ID, PATIENT_NAME, write_nifti, write_series
+from tests.fixtures_data import OBLIQUE, PATIENT_ID, PATIENT_NAME, write_nifti, write_radiograph, write_series
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +151,20 @@ def test_dicom_comes_back_as_nifti_and_dicom_seg(tmp_path: Path, whole_folder: b
     assert seg.pixel_array.sum() == found.sum() > 0
     for name in written(tmp_path / "out"):
         assert not any(secret in name for secret in (PATIENT_ID, PATIENT_NAME))
+
+
+def test_dicom_to_which_no_dicom_seg_can_refer_comes_back_as_nifti_and_is_told(tmp_path: Path) -> None:
+    options = write_threshold(tmp_path / "model.pt", 2, modality="image2d")
+    values = np.zeros((24, 20), np.int16)
+    values[4:9, 6:15] = 4000
+    for name, tags in (("good", {}), ("lacking", {"StudyInstanceUID": None})):
+        write_radiograph(tmp_path / "data" / f"{name}.dcm", values, **tags)
+    message = message_of(infer, tmp_path / "data", tmp_path / "out", tmp_path / "model.pt", **options)
+    assert "1 of 2 case(s) failed" in message
+    assert "lacking.dcm has no StudyInstanceUID, to which a DICOM SEG must refer" in message
+    names = written(tmp_path / "out")
+    assert sum(name.endswith("_seg.nii.gz") for name in names) == 2
+    assert sum(name.endswith("_seg.dcm") for name in names) == 1
 
 
 def test_bad_case_does_not_stop_the_good_ones(
