@@ -10,7 +10,8 @@ from typing import Any
 
 from monai.utils import optional_import
 
-from ahm_engines.monai_label.bundles import CLASSIFICATION, MODEL, PRETRAINING, find_bundles, first_cause, task_of
+from ahm_engines.errors import behind_monai
+from ahm_engines.monai_label.bundles import CLASSIFICATION, MODEL, PRETRAINING, find_bundles, task_of
 from ahm_engines.monai_label.understanding import ERROR, LeastUnderstood, ReconstructionScoring
 
 __all__ = ["LabelApp", "PretrainTask"]
@@ -104,7 +105,7 @@ class LabelApp(MONAILabelApp):
             return super().infer(request, datastore)
         except Exception as error:  # whatever a bundle raises
             logger.exception("The prediction has failed.")
-            reason = first_cause(error)
+            reason = behind_monai(error)
             raise HTTPException(FAILED, detail=str(getattr(reason, "msg", reason))) from error
 
     def info(self) -> Any:

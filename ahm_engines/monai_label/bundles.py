@@ -13,12 +13,13 @@ from monai.utils import ensure_tuple_rep
 
 from ahm_engines import options
 from ahm_engines.bundles import inference_of
+from ahm_engines.errors import behind_monai
 from ahm_engines.files import write_json
 from ahm_engines.monai_label.understanding import CHECKPOINT
 from ahm_engines.trained import trained_settings
 from ahm_transforms.io.json_file import read_json
 
-__all__ = ["add_bundle", "find_bundles", "first_cause", "task_of"]
+__all__ = ["add_bundle", "find_bundles", "task_of"]
 
 SEGMENTATION, CLASSIFICATION, PRETRAINING = "segmentation", "classification", "pretraining"
 PARTS = {"LICENSE", "configs", "docs"}  # of a bundle; what runs left in its folder may tell of patients
@@ -253,11 +254,4 @@ def _check_weights(bundle: Path, checkpoint: str | Path) -> None:
     try:
         inference_of(bundle, checkpoint).get_parsed_content("checkpointloader")()
     except RuntimeError as error:  # MONAI wraps what its expressions raise
-        raise ValueError(str(first_cause(error))) from error
-
-
-def first_cause(error: BaseException) -> BaseException:
-    """Return what was raised first, below the parsers, transforms and tasks that passed it on."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
+        raise ValueError(str(behind_monai(error))) from error
