@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ahm_networks.maskers import Masker
 from ahm_networks.processes import number_of_processes
 
-__all__ = ["Precision", "average_gradients", "broadcast_weights", "check_fit", "prepare_image"]
+__all__ = ["Precision", "average_gradients", "broadcast_weights", "check_fit", "prepare_image", "weights_of"]
 
 
 def prepare_image(batch: Any, device: torch.device, non_blocking: bool) -> Tensor:
@@ -59,10 +59,14 @@ class Precision:
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(optimizer)
         if max_norm is not None:
-            weights = [p for group in optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(weights, max_norm)
+            torch.nn.utils.clip_grad_norm_(weights_of(optimizer), max_norm)
         self.scaler.step(optimizer)
         self.scaler.update()
+
+
+def weights_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Return all that an optimizer changes."""
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
 
 
 def check_fit(network: nn.Module, masker: Masker) -> None:

@@ -18,7 +18,7 @@ from ahm_engines.events import MaskedEvents, MaskedKeys
 from ahm_engines.finite import FiniteCheck, check_weights
 from ahm_engines.losses import MaskedLoss, hidden_mean
 from ahm_engines.rewards import ErrorReward
-from ahm_engines.step import Precision, average_gradients, broadcast_weights, check_fit, prepare_image
+from ahm_engines.step import Precision, average_gradients, broadcast_weights, check_fit, prepare_image, weights_of
 from ahm_networks.maskers import Decision, Masker
 from ahm_networks.processes import mean_over_processes, share_of_batch
 from ahm_networks.rl.schedules import check_ends
@@ -234,9 +234,10 @@ class MaskedTrainer(SupervisedTrainer):
             return None
         self.masker_optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        average_gradients(self.masker.parameters())
+        weights = weights_of(self.masker_optimizer)
+        average_gradients(weights)
         if self.masker_gradient_clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.masker.parameters(), self.masker_gradient_clip)
+            torch.nn.utils.clip_grad_norm_(weights, self.masker_gradient_clip)
         self.masker_optimizer.step()
         self.fire_event(MaskedEvents.MASKER_UPDATED)
         return loss.detach()

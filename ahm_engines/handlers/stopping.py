@@ -10,6 +10,7 @@ from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 
 from ahm_engines.finite import FiniteCheck, check_weights
+from ahm_engines.step import weights_of
 
 __all__ = ["EarlyStop", "FiniteLoss", "GradientClip"]
 
@@ -114,8 +115,7 @@ class GradientClip:
             return
         if engine.scaler is not None:
             engine.scaler.unscale_(engine.optimizer)
-        weights = [weight for group in engine.optimizer.param_groups for weight in group["params"]]
-        torch.nn.utils.clip_grad_norm_(weights, self.max_norm)
+        torch.nn.utils.clip_grad_norm_(weights_of(engine.optimizer), self.max_norm)
 
 
 def _steps_next(engine: Engine) -> bool:

@@ -184,6 +184,16 @@ def test_compiled_network_trains_and_keeps_its_plain_names():
     assert not any("_orig_mod" in name for name in trainer.network.state_dict())
 
 
+def test_only_what_its_optimizer_changes_counts_in_the_norm_of_the_maskers_gradient():
+    masker, norms = ActorCriticMasker(2, 8, 0.5), []
+    weight = list(masker.parameters())[-1]  # the others' gradients pile up unused
+    optimizer = torch.optim.SGD([weight], 1.0)
+    trainer = build(masker, masker_optimizer=optimizer, masker_gradient_clip=1e-6)
+    trainer.add_event_handler(MaskedEvents.MASKER_UPDATED, lambda: norms.append(float(weight.grad.norm())))
+    trainer.run()
+    assert norms == pytest.approx([1e-6] * 4, rel=1e-3)
+
+
 def test_gradient_clipping_limits_the_update():
     norms = []
     trainer = build(UniformMasker(2, 8, 0.5), gradient_clip=1e-3)
