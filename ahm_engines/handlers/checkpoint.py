@@ -57,6 +57,8 @@ def load_checkpoint(path: str | Path, objects: Mapping[str, Any] | None = None) 
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: not a readable checkpoint of weights: {_first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a checkpoint, a dictionary, got {type(content).__name__}.")
     restore_objects(path, content, objects or {})
     return content
 
@@ -276,7 +278,10 @@ def _set_rates(schedule: LRScheduler) -> None:
 
 
 def _plain(item: Any) -> Any:
-    return item.module if isinstance(item, nn.parallel.DistributedDataParallel) else item
+    """Return a network without what distributes or compiles it, so that its weights have their own names."""
+    if isinstance(item, nn.parallel.DistributedDataParallel):
+        return _plain(item.module)
+    return _plain(item._orig_mod) if hasattr(item, "_orig_mod") else item
 
 
 def _check_weights(path: str | Path, name: str, item: Any, state: Mapping[str, Any]) -> None:

@@ -234,6 +234,20 @@ def test_damaged_files_are_named(tmp_path, content):
         load_checkpoint(path)
 
 
+def test_a_file_that_holds_something_else_is_named(tmp_path):
+    torch.save(torch.ones(2), tmp_path / "last.pt")
+    with pytest.raises(ValueError, match=r"last\.pt: expected a checkpoint, a dictionary, got Tensor"):
+        load_checkpoint(tmp_path / "last.pt")
+
+
+def test_a_compiled_network_is_saved_and_loaded_by_its_own_names(tmp_path):
+    network, other = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
+    path = save_checkpoint(tmp_path / "model.pt", {"model": torch.compile(network)})
+    assert list(load_checkpoint(path)["model"]) == ["weight", "bias"]
+    load_checkpoint(path, {"model": torch.compile(other)})
+    assert torch.equal(other.weight, network.weight)
+
+
 def test_missing_files_and_entries_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         load_checkpoint(tmp_path / "none.pt")
