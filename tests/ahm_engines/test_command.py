@@ -15,7 +15,7 @@ from ahm_engines.command import begin_command, unused_options
 from ahm_engines.errors import behind_monai
 from tests.bundles.running import BUNDLES, PRETRAIN, ROOT, command, finish, read_bundle, start
 
-NOTHING = {"nothing": ["$None"]}
+NOTHING: dict[str, Any] = {"nothing": ["$None"], "logging_file": False}  # logging is set up for all tests otherwise
 
 
 def config_of(bundle: Path, *files: str) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def test_a_file_may_hold_all_that_a_command_takes(tmp_path: Path) -> None:
     file = tmp_path / "args.json"
     own = {"config_file": str(PRETRAIN / "configs/train.json"), "workflow_type": "train", "tracking": None}
     file.write_text(json.dumps({"run_id": "nothing", **NOTHING, **own, "train#trainer#max_epochs": 3}))
-    run(args_file=str(file), logging_file=str(PRETRAIN / "configs/logging.conf"), max_epochs=2, workflow_type="train")
+    run(args_file=str(file), max_epochs=2, workflow_type="train")
 
 
 def test_options_that_are_used_and_entries_of_ones_own_are_not_refused() -> None:
