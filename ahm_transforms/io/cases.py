@@ -17,7 +17,7 @@ from ahm_transforms.io.check import Checked, check_cases
 from ahm_transforms.io.datalist import Datalist
 from ahm_transforms.io.pairs import add_files, hide_label_folders, no_labels, place_of
 from ahm_transforms.io.source import find_source
-from ahm_transforms.io.split import divide, join_unlabelled
+from ahm_transforms.io.split import divide, join_unlabelled, keep_usable
 from ahm_transforms.io.template import template_cases
 
 LOGGER = logging.getLogger(__name__)
@@ -105,7 +105,8 @@ def load_cases(
             split is drawn. Its ``test`` list, like the template's test blocks, stays untouched, and no other test part
             is drawn.
         labels_dir: folder with label maps of some of the images, called as these are. The split is then that of
-            `load_segmentation_cases`, and whoever has no label map is trained on. No label map is opened.
+            `load_segmentation_cases`, and whoever has no label map is trained on. No label map is opened: those that
+            cannot be used, or are empty, count in both splits.
         spatial_dims: 2 or 3.
         val_fraction: share of the patients for validation, of those with labels where ``labels_dir`` is given.
         test_fraction: share of the patients to leave out. They are those that `load_segmentation_cases` tests on,
@@ -115,7 +116,8 @@ def load_cases(
         patient_pattern: regular expression that finds the patient in a file's path, such as ``(patient\d+)``.
         pictures: whether DICOM images without a position in space (radiographs, mammograms, ultrasound) are cases, and
             volumes are bad.
-        skip_bad: leave out what cannot be used, with a warning, where the default is to stop.
+        skip_bad: leave out what cannot be used, with a warning, where the default is to stop. The others are divided
+            as if it were there.
         min_size: smallest usable image in voxels, one patch for instance.
         channels: how many channels every image must have; None takes any.
 
@@ -123,8 +125,8 @@ def load_cases(
         BadCasesError: some cases cannot be used; it lists them all.
         FileNotFoundError: a folder or the datalist is missing or holds no image, or no image has a label map.
         ImportError: the template is wanted and nilearn is not installed.
-        ValueError: the datalist, the split or the pattern is wrong, two files would have the same id, or ``labels_dir``
-            is given without a folder of images or beside a datalist.
+        ValueError: the datalist, the split or the pattern is wrong, two files would have the same id, nothing of a part
+            can be used, or ``labels_dir`` is given without a folder of images or beside a datalist.
     """
     check_dims(spatial_dims)
     if labels_dir is not None and (dataset_dir is None or datalist is not None):
@@ -143,11 +145,11 @@ def load_cases(
         channels=channels,
         pictures=pictures,
     )
-    drawn = [case for case in checked.cases if labelled is None or case["case_id"] in labelled]
+    drawn = [case for case in found.cases if labelled is None or case["case_id"] in labelled]
     split = divide(drawn, listed, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
     if labelled is not None:
-        split = join_unlabelled(split, [case for case in checked.cases if case["case_id"] not in labelled])
-    return Cases(*split, left_out, checked.geometry)
+        split = join_unlabelled(split, [case for case in found.cases if case["case_id"] not in labelled])
+    return Cases(*keep_usable(split, checked.cases), left_out, checked.geometry)
 
 
 def check_dims(spatial_dims: int) -> None:

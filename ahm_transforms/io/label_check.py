@@ -44,12 +44,14 @@ def check_label(
 
 
 def check_class(case: Case, image: MetaTensor, *, classes: Sequence[str]) -> frozenset[str]:
-    """Return the class of a case; its mask, if it has one, must be readable and on the image's grid.
+    """Return the class of a case; its mask, if masks are asked for, must be there, readable and on the image's grid.
 
     Raises:
         ValueError: the mask is not.
     """
     if "mask" in case:
+        if case["mask"] is None:
+            raise ValueError("no mask")
         _beside(case, image, "mask", load_map)
     return frozenset([classes[case["label"]]])
 

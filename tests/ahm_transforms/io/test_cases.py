@@ -120,6 +120,37 @@ def test_with_labels_of_some_scans_the_split_is_that_of_finetuning(tmp_path: Pat
     assert patients(without.test) != patients(finetuning.test)
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("skip_bad", [True, False])
+def test_what_one_of_them_skips_moves_no_patient_to_another_part(tmp_path: Path, skip_bad: bool, seed: int) -> None:
+    folder = write_partly_labelled(tmp_path)
+    for patient, value in ((1, 0), (5, 7)):  # all background, no class
+        label = nib.Nifti1Image(np.full((12, 13, 14), value, np.uint8), np.eye(4))
+        nib.save(label, folder / f"labels/p{patient:02d}a.nii.gz")
+    for name in ("p02b", "p09a"):
+        write_nifti(folder / f"images/{name}.nii.gz", (4, 4, 4))  # less than a patch
+    options: dict[str, Any] = {"labels_dir": folder / "labels", "patient_pattern": r"p\d\d"}
+    options |= {"val_fraction": 0.4, "test_fraction": 0.3}
+    pretraining = load_cases(folder / "images", seed=seed, skip_bad=skip_bad, min_size=8 if skip_bad else 1, **options)
+    assert len(pretraining.left_out) == (2 if skip_bad else 0)
+    for allow_empty, bad in ((False, 2), (True, 1)):
+        finetuning = load_segmentation_cases(
+            folder / "images", classes=["a"], split_seed=seed, skip_bad=True, allow_empty_labels=allow_empty, **options
+        )
+        assert len(finetuning.left_out) == 16 + bad
+        for part in ("training", "validation", "test"):
+            assert patients(getattr(finetuning, part)) <= patients(getattr(pretraining, part))
+
+
+def test_a_part_of_which_nothing_can_be_used_is_refused(tmp_path: Path) -> None:
+    for name in "abcd":
+        write_nifti(tmp_path / f"{name}.nii.gz")
+    (case,) = load_cases(tmp_path, val_fraction=0.25).validation
+    write_nifti(Path(case["image"]), (4, 4, 4))
+    with pytest.raises(ValueError, match=r"none of the 1 validation case\(s\) can be used: .* another --split_seed"):
+        load_cases(tmp_path, val_fraction=0.25, min_size=8, skip_bad=True)
+
+
 def test_labels_dir_needs_a_folder_of_images_and_labels_of_some(tmp_path: Path) -> None:
     folder = write_partly_labelled(tmp_path)
     for options in ({}, {"dataset_dir": folder / "images", "datalist": {"training": ["p00a.nii.gz"]}}):

@@ -158,6 +158,20 @@ def test_masks_have_the_names_of_the_images(tmp_path: Path) -> None:
     }
 
 
+def test_what_is_skipped_moves_no_patient_to_another_part(tmp_path: Path) -> None:
+    for index in range(20):
+        for folder in ("images", "masks"):
+            write_picture(tmp_path / f"{folder}/{CLASSES[index % 2]}_{index}.png")
+    options: dict[str, Any] = {"classes": CLASSES[:2], "val_fraction": 0.3, "test_fraction": 0.3, "skip_bad": True}
+    whole = load(tmp_path / "images", **options)
+    (tmp_path / "masks/normal_2.png").unlink()
+    write_picture(tmp_path / "masks/abnormal_5.png", size=(9, 9))
+    less = load(tmp_path / "images", masks_dir=tmp_path / "masks", **options)
+    for part in PARTS:
+        ids = [case["case_id"] for case in getattr(whole, part) if case["case_id"] not in ("normal_2", "abnormal_5")]
+        assert [case["case_id"] for case in getattr(less, part)] == ids
+
+
 def test_masks_of_a_datalist(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.png")
     write_picture(tmp_path / "m.png")
