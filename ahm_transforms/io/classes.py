@@ -20,14 +20,15 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
 
 def class_names(classes: Sequence[str]) -> list[str]:
-    """Return the names as a list.
+    """Return the names as a list, without blanks around them.
 
     Raises:
-        ValueError: it is empty, one text, or names a class twice.
+        ValueError: it is empty, one text, names a class twice, or holds an empty name.
     """
-    if isinstance(classes, str) or not classes or len(set(classes)) < len(classes):
-        raise ValueError(f"classes must be a list of different names, got {classes!r}.")
-    return [nfc(str(name)) for name in classes]
+    names = [] if isinstance(classes, str) else [nfc(str(name)).strip() for name in classes]
+    if not names or not all(names) or len(set(names)) < len(names):
+        raise ValueError(f"classes: expected a list of different names, none of them empty, got {classes!r}.")
+    return names
 
 
 def add_classes(

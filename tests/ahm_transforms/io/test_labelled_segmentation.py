@@ -271,9 +271,9 @@ def test_one_map_for_each_class(tmp_path: Path) -> None:
         load(None, datalist=path)
 
 
-@pytest.mark.parametrize("classes", [[], "ab", ["a", "a"]])
+@pytest.mark.parametrize("classes", [[], "ab", ["a", "a"], ["a", " a "], ["a", ""], ["a", " "]])
 def test_classes_are_a_list_of_names(tmp_path: Path, classes: Any) -> None:
-    with pytest.raises(ValueError, match="classes must be a list of different names"):
+    with pytest.raises(ValueError, match="classes: expected a list of different names, none of them empty, got"):
         load(write_pairs(tmp_path, "a"), classes=classes)
 
 
