@@ -95,7 +95,7 @@ def load_cases(
     test_fraction: float = 0.0,
     seed: int = 0,
     patient_pattern: str | None = None,
-    pictures: bool = False,
+    pictures: bool | None = None,
     skip_bad: bool = False,
     min_size: Sequence[int] | int | None = None,
     channels: int | None = None,
@@ -124,7 +124,7 @@ def load_cases(
         seed: seed of the split.
         patient_pattern: regular expression that finds the patient in a file's path, such as ``(patient\d+)``.
         pictures: whether DICOM images without a position in space (radiographs, mammograms, ultrasound) are cases, and
-            volumes are bad.
+            volumes are bad; False wants volumes, so that pictures are bad. None takes both, and no such DICOM images.
         skip_bad: leave out what cannot be used, with a warning, where the default is to stop. The others are divided
             as if it were there.
         min_size: smallest usable image in voxels, one patch for instance.

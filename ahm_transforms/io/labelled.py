@@ -37,7 +37,7 @@ def load_segmentation_cases(
     seed: int = 0,
     split_seed: int = 0,
     patient_pattern: str | None = None,
-    pictures: bool = False,
+    pictures: bool | None = None,
     skip_bad: bool = False,
     allow_empty_labels: bool = False,
     min_size: Sequence[int] | int | None = None,
@@ -65,7 +65,7 @@ def load_segmentation_cases(
         split_seed: seed of the split.
         patient_pattern: regular expression that finds the patient in a file's path, such as ``(patient\d+)``.
         pictures: whether DICOM images without a position in space (radiographs, mammograms, ultrasound) are cases, and
-            volumes are bad.
+            volumes are bad; False wants volumes, so that pictures are bad. None takes both, and no such DICOM images.
         skip_bad: leave out what cannot be used, with a warning, where the default is to stop. The others are divided
             as if it were there.
         allow_empty_labels: whether labels may be all background.
@@ -121,7 +121,7 @@ def load_classification_cases(
     seed: int = 0,
     split_seed: int = 0,
     patient_pattern: str | None = None,
-    pictures: bool = False,
+    pictures: bool | None = None,
     skip_bad: bool = False,
     min_size: Sequence[int] | int | None = None,
     channels: int | None = None,
@@ -153,7 +153,7 @@ def load_classification_cases(
         split_seed: seed of the split.
         patient_pattern: regular expression that finds the patient in a file's path, such as ``(patient\d+)``.
         pictures: whether DICOM images without a position in space (radiographs, mammograms, ultrasound) are cases, and
-            volumes are bad.
+            volumes are bad; False wants volumes, so that pictures are bad. None takes both, and no such DICOM images.
         skip_bad: leave out what cannot be used, with a warning, where the default is to stop. The others are divided
             as if it were there.
         min_size: smallest usable image in voxels.
