@@ -74,7 +74,8 @@ def check_cases(
         spatial_dims: 3 wants volumes; 2 takes pictures and volumes, of which slices are used.
         min_size: smallest usable size in voxels, one number or one per spatial axis.
         channels: how many channels every image must have; None takes any.
-        pictures: whether volumes are bad, of which 2 would take slices, or, if False, pictures; None takes both.
+        pictures: whether volumes are bad, of which 2 would take slices, but for NIfTI files of one slice; or, if False,
+            pictures; None takes both.
         inspect: what else to look at, while the image is there.
     """
     images: dict[str, list[Case]] = defaultdict(list)
@@ -164,7 +165,7 @@ def _check(
     if not Path(first).exists():
         return [_Seen(case, bad="the file does not exist") for case in cases]
     try:
-        loaded = load_image(image)
+        loaded = load_image(image, pictures=bool(pictures))
     except OSError as error:
         syntax = "" if is_nifti_or_picture(first) else transfer_syntax(first)
         named = f"cannot be read (transfer syntax {syntax})" if syntax else "cannot be read"

@@ -13,7 +13,7 @@ from monai.utils import ensure_tuple
 
 from ahm_transforms.io._types import Case
 from ahm_transforms.io.check import unreadable
-from ahm_transforms.io.labels import grid_problem, load_map, names_of
+from ahm_transforms.io.labels import grid_problem, names_of
 
 
 def check_label(
@@ -43,8 +43,16 @@ def check_label(
     return present
 
 
-def check_class(case: Case, image: MetaTensor, *, classes: Sequence[str]) -> frozenset[str]:
+def check_class(
+    case: Case, image: MetaTensor, *, classes: Sequence[str], load: Callable[[Any], MetaTensor]
+) -> frozenset[str]:
     """Return the class of a case; its mask, if masks are asked for, must be there, readable and on the image's grid.
+
+    Args:
+        case: what to look at.
+        image: its image.
+        classes: names of the classes.
+        load: how to read the path of a mask.
 
     Raises:
         ValueError: the mask is not.
@@ -52,7 +60,7 @@ def check_class(case: Case, image: MetaTensor, *, classes: Sequence[str]) -> fro
     if "mask" in case:
         if case["mask"] is None:
             raise ValueError("no mask")
-        _beside(case, image, "mask", load_map)
+        _beside(case, image, "mask", load)
     return frozenset([classes[case["label"]]])
 
 

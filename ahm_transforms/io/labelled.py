@@ -14,7 +14,7 @@ from ahm_transforms.io.cases import Cases, check_dims, check_found
 from ahm_transforms.io.classes import add_classes, class_names
 from ahm_transforms.io.datalist import Datalist
 from ahm_transforms.io.label_check import check_class, check_label
-from ahm_transforms.io.labels import load_label, values_of_classes
+from ahm_transforms.io.labels import load_label, load_map, values_of_classes
 from ahm_transforms.io.pairs import add_files, hide_label_folders, move_without, no_labels
 from ahm_transforms.io.source import find_source
 from ahm_transforms.io.split import choose_patients, divide, keep_usable
@@ -87,7 +87,8 @@ def load_segmentation_cases(
     hide_label_folders(source, labels_dir)
     add_files(source, "label", labels_dir)
     _leave_out_unlabelled(source, labels_dir)
-    load = lru_cache(maxsize=1)(partial(load_label, label_values=values))  # blocks of one scan share a label
+    read = partial(load_label, label_values=values, pictures=bool(pictures))
+    load = lru_cache(maxsize=1)(read)  # blocks of one scan share a label
     return _load(
         source,
         dict(zip(names, (f"label value {value}" for value in values), strict=True)),
@@ -184,7 +185,7 @@ def load_classification_cases(
             "min_size": min_size,
             "channels": channels,
             "pictures": pictures,
-            "inspect": partial(check_class, classes=names),
+            "inspect": partial(check_class, classes=names, load=partial(load_map, pictures=bool(pictures))),
         },
         split={"val_fraction": val_fraction, "test_fraction": test_fraction, "seed": split_seed, "stratify": by},
         choice={"fraction": label_fraction, "seed": seed, "stratify": by},

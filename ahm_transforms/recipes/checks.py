@@ -39,10 +39,9 @@ class CheckChannelsd(MapTransform):
             found = result[key].shape[0]
             if found != self.channels:
                 raise ValueError(f"{_name(result[key])} has {found} channel(s), expected channels={self.channels}.")
-            if self.picture is None:
-                continue
-            if problem := axes_problem(result[key].shape[1:], pictures=self.picture):
-                raise ValueError(f"{_name(result[key])} {problem}.")
+            axes = "" if self.picture is None else axes_problem(result[key].shape[1:], pictures=self.picture)
+            if axes:
+                raise ValueError(f"{_name(result[key])} {axes}.")
         return result
 
 
