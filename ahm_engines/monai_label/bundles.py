@@ -17,6 +17,7 @@ from ahm_engines.errors import behind_monai
 from ahm_engines.files import write_json
 from ahm_engines.monai_label.understanding import CHECKPOINT
 from ahm_engines.trained import trained_settings
+from ahm_transforms.io.classes import class_names
 from ahm_transforms.io.json_file import read_json
 
 __all__ = ["add_bundle", "find_bundles", "task_of"]
@@ -168,10 +169,8 @@ def _settings(
         return {}
     if classes is None:
         raise ValueError("a segmentation needs a checkpoint or, to be trained, the names of its classes.")
-    if not all(classes) or not 0 < len(set(classes)) == len(classes):
-        raise ValueError(f"classes: expected different names, none of them empty, got {list(classes)}.")
     known = {} if pretrained is None else _told(pretrained, PRETRAINING)
-    return {key: known[key] for key in _SHARED if key in known} | {"classes": list(classes)}
+    return {key: known[key] for key in _SHARED if key in known} | {"classes": class_names(classes)}
 
 
 def _checked(changes: Mapping[str, Any], told: Mapping[str, Any], bundle: Path) -> Mapping[str, Any]:

@@ -67,7 +67,7 @@ def warn_of_trained_patients(checkpoint: str | Path | None, cases: Sequence[Mapp
         logger.warning(
             "%d of %d %s patients have names of patients whom %s was trained on; if they are the same, their scores "
             "say nothing about others. The split changes with the cases in a folder, and with their classes: take the "
-            "same cases as in training, pretrain with --labels_dir if only some have labels, or fix the parts in a "
-            "datalist.",
+            "same cases as in training, pretrain with --labels_dir, or --classes, if only some have labels, or fix the "
+            "parts in a datalist.",
             *(known, len(patients), part, Path(checkpoint).name),
         )

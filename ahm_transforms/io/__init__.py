@@ -17,6 +17,7 @@ from ahm_transforms.io.segments import Segment, read_segments
 from ahm_transforms.io.slices import slice_options, write_slices
 from ahm_transforms.io.split import Split, split_by_patient
 from ahm_transforms.io.template import template_cases, template_path
+from ahm_transforms.io.writer import writer_for
 
 __all__ = [
     "BadCasesError",
@@ -49,4 +50,5 @@ __all__ = [
     "with_masks",
     "write_dicom_seg",
     "write_slices",
+    "writer_for",
 ]

@@ -14,10 +14,11 @@ from typing import Any
 
 from ahm_transforms.io._types import PARTS, BadCasesError, Case, Found, Geometry, LeftOut, Source, lines_by_reason
 from ahm_transforms.io.check import Checked, check_cases
+from ahm_transforms.io.classes import add_classes, class_names
 from ahm_transforms.io.datalist import Datalist
-from ahm_transforms.io.pairs import add_files, hide_label_folders, no_labels, place_of
+from ahm_transforms.io.pairs import find_pairs, hide_label_folders, no_labels, place_of
 from ahm_transforms.io.source import find_source
-from ahm_transforms.io.split import divide, join_unlabelled
+from ahm_transforms.io.split import divide, join_unlabelled, keep_usable
 from ahm_transforms.io.template import template_cases
 
 LOGGER = logging.getLogger(__name__)
@@ -86,12 +87,15 @@ def load_cases(
     *,
     datalist: Datalist | None = None,
     labels_dir: str | Path | None = None,
+    split_classes: Sequence[str] | None = None,
+    class_pattern: str | None = None,
+    labels_csv: str | Path | None = None,
     spatial_dims: int = 3,
     val_fraction: float = 0.2,
     test_fraction: float = 0.0,
     seed: int = 0,
     patient_pattern: str | None = None,
-    pictures: bool = False,
+    pictures: bool | None = None,
     skip_bad: bool = False,
     min_size: Sequence[int] | int | None = None,
     channels: int | None = None,
@@ -106,37 +110,49 @@ def load_cases(
             split is drawn. Its ``test`` list, like the template's test blocks, stays untouched, and no other test part
             is drawn.
         labels_dir: folder with label maps of some of the images, called as these are. The split is then that of
-            `load_segmentation_cases`, and whoever has no label map is trained on. No label map is opened.
+            `load_segmentation_cases`, and whoever has no label map is trained on. No label map is opened: those that
+            cannot be used, or are empty, count in both splits.
+        split_classes: names of the classes that some of the images have, where `load_classification_cases` divides the
+            patients. The split is then that one's, and whoever has none of these classes is trained on.
+        class_pattern: finds these classes, as in `load_classification_cases`.
+        labels_csv: tells these classes, as in `load_classification_cases`.
         spatial_dims: 2 or 3.
-        val_fraction: share of the patients for validation, of those with labels where ``labels_dir`` is given.
+        val_fraction: share of the patients for validation, of those with labels where ``labels_dir`` or
+            ``split_classes`` are given.
         test_fraction: share of the patients to leave out. They are those that `load_segmentation_cases` tests on,
             given the same folders, fractions and ``split_seed``, if all its images have labels or ``labels_dir`` is
-            given.
+            given; with ``split_classes``, those of `load_classification_cases`.
         seed: seed of the split.
         patient_pattern: regular expression that finds the patient in a file's path, such as ``(patient\d+)``.
         pictures: whether DICOM images without a position in space (radiographs, mammograms, ultrasound) are cases, and
-            volumes are bad.
-        skip_bad: leave out what cannot be used, with a warning, where the default is to stop.
+            volumes are bad; False wants volumes, so that pictures are bad. None takes both, and no such DICOM images.
+        skip_bad: leave out what cannot be used, with a warning, where the default is to stop. The others are divided
+            as if it were there.
         min_size: smallest usable image in voxels, one patch for instance.
         channels: how many channels every image must have; None takes any.
         cache_dir: folder that remembers which files were checked; they are read again once they change.
 
     Raises:
         BadCasesError: some cases cannot be used; it lists them all.
-        FileNotFoundError: a folder or the datalist is missing or holds no image, or no image has a label map.
+        FileNotFoundError: a folder, the datalist or the table is missing, there is no image, or none has a label map.
         ImportError: the template is wanted and nilearn is not installed.
         OSError: files cannot be written to ``cache_dir``.
-        ValueError: the datalist, the split or the pattern is wrong, two files would have the same id, or ``labels_dir``
-            is given without a folder of images or beside a datalist.
+        ValueError: the datalist, the split or the pattern is wrong, two files would have the same id, nothing of a part
+            can be used, a class of ``split_classes`` occurs nowhere, or labels are given without a folder of images or
+            beside a datalist.
     """
     check_dims(spatial_dims)
-    if labels_dir is not None and (dataset_dir is None or datalist is not None):
-        raise ValueError("labels_dir: expected dataset_dir beside it, and no datalist, which names the parts itself.")
+    by_class = {"class_pattern": class_pattern, "labels_csv": labels_csv}
+    _check_labels(dataset_dir, datalist, labels_dir=labels_dir, classes=split_classes, **by_class)
     template = partial(template_cases, spatial_dims=spatial_dims)
     source = find_source(dataset_dir, datalist, patient_pattern=patient_pattern, pictures=pictures, template=template)
-    labelled = None if labels_dir is None else _labelled(source, labels_dir)
     found, listed = source.found, source.listed
     found.cases = [_unlabelled(case) for case in found.cases if listed.get(case["case_id"]) != "test"]
+    drawn = found.cases
+    if labels_dir is not None:
+        drawn = _with_maps(source, labels_dir)
+    elif split_classes is not None:
+        drawn = _with_classes(source, class_names(split_classes), **by_class)
     checked, left_out = check_found(
         found,
         skip_bad=skip_bad,
@@ -147,11 +163,12 @@ def load_cases(
         pictures=pictures,
         cache_dir=cache_dir,
     )
-    drawn = [case for case in checked.cases if labelled is None or case["case_id"] in labelled]
-    split = divide(drawn, listed, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
-    if labelled is not None:
-        split = join_unlabelled(split, [case for case in checked.cases if case["case_id"] not in labelled])
-    return Cases(*split, left_out, checked.geometry)
+    by = None if split_classes is None else "label"
+    split = divide(drawn, listed, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed, stratify=by)
+    labelled = {case["case_id"] for case in drawn}
+    if others := [case for case in found.cases if case["case_id"] not in labelled]:
+        split = join_unlabelled(split, others)
+    return Cases(*keep_usable(split, checked.cases), left_out, checked.geometry)
 
 
 def check_dims(spatial_dims: int) -> None:
@@ -181,14 +198,36 @@ def check_found(found: Found, *, skip_bad: bool, where: str, **options: Any) -> 
     return checked, left_out
 
 
-def _labelled(source: Source, labels_dir: str | Path) -> set[str]:
-    """Return the ids of the images that have a label map, and take the maps off the list of images."""
+def _check_labels(dataset_dir: str | Path | None, datalist: Datalist | None, **options: Any) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    names = " and ".join(given)
+    if given and (dataset_dir is None or datalist is not None):
+        raise ValueError(f"{names}: expected dataset_dir beside it, and no datalist, which names the parts itself.")
+    if given and given != ["labels_dir"] and ("labels_dir" in given or "classes" not in given):
+        raise ValueError(f"expected labels_dir alone, or classes with class_pattern or labels_csv, got {names}.")
+
+
+def _with_maps(source: Source, labels_dir: str | Path) -> list[Case]:
+    """Return the images that have a label map, and take the maps off the list of images."""
     hide_label_folders(source, labels_dir)
-    add_files(source, "label", labels_dir)
-    labelled = {case["case_id"] for case in source.found.cases if case["label"] is not None}
-    if source.found.cases and not labelled:
-        raise no_labels(len(source.found.cases), labels_dir)
-    return labelled
+    cases = source.found.cases
+    pairs = find_pairs(cases, root=source.root, folder=labels_dir)
+    if cases and not pairs:
+        raise no_labels(len(cases), labels_dir)
+    return [case for case in cases if case["case_id"] in pairs]
+
+
+def _with_classes(source: Source, classes: Sequence[str], **options: Any) -> list[Case]:
+    """Return the images that have a class, with its index as their label."""
+    labelled = source._replace(found=Found(list(source.found.cases)))
+    add_classes(labelled, classes, **options)
+    seen = {case["label"] for case in labelled.found.cases}
+    if absent := [name for index, name in enumerate(classes) if index not in seen]:
+        raise ValueError(
+            f"classes: expected each of them in one image at least, got none of {', '.join(absent)} among "
+            f"{len(source.found.cases)} image(s)."
+        )
+    return labelled.found.cases
 
 
 def _unlabelled(case: Case) -> Case:

@@ -62,7 +62,7 @@ def check_cases(
     spatial_dims: int,
     min_size: Sequence[int] | int | None = None,
     channels: int | None = None,
-    pictures: bool = False,
+    pictures: bool | None = None,
     inspect: Inspect | None = None,
     cache_dir: str | Path | None = None,
 ) -> Checked:
@@ -76,7 +76,8 @@ def check_cases(
         spatial_dims: 3 wants volumes; 2 takes pictures and volumes, of which slices are used.
         min_size: smallest usable size in voxels, one number or one per spatial axis.
         channels: how many channels every image must have; None takes any.
-        pictures: whether volumes are bad, of which 2 would take slices.
+        pictures: whether volumes are bad, of which 2 would take slices, but for NIfTI files of one slice; or, if False,
+            pictures; None takes both.
         inspect: what else to look at, while the image is there; its ``repr`` says what decides the answer.
         cache_dir: folder that remembers the cases without fault, which are not read again until a file of theirs
             changes.
@@ -153,11 +154,14 @@ def unreadable(error: OSError) -> str:
     return "cannot be read: " + " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
 
 
-def volume_problem(size: Sequence[int]) -> str:
-    """Return what is wrong with an image of this size where pictures are expected, or an empty text."""
-    if len(size) == 2:
+def axes_problem(size: Sequence[int], *, pictures: bool) -> str:
+    """Return what is wrong with an image of this size where pictures, or volumes, are expected, or an empty text."""
+    if (len(size) == 2) == pictures:
         return ""
-    return f"has size {tuple(size)}, expected a picture for modality image2d; mr and ct take slices of volumes"
+    if pictures:
+        return f"has size {tuple(size)}, expected a picture for modality image2d; mr and ct take slices of volumes"
+    wanted = "expected a volume for modality mr or ct: pass --modality image2d --spatial_dims 2 for pictures"
+    return f"has size {tuple(size)}, {wanted}"
 
 
 def _workers(images: Sequence[str | list[str]]) -> int:
@@ -186,7 +190,7 @@ def _check(
     spatial_dims: int,
     min_size: Sequence[int] | int | None,
     channels: int | None,
-    pictures: bool,
+    pictures: bool | None,
     inspect: Inspect | None,
 ) -> list[_Seen]:
     """Return what is to be said about the cases of one image."""
@@ -195,7 +199,7 @@ def _check(
     if not Path(first).exists():
         return [_Seen(case, bad="the file does not exist") for case in cases]
     try:
-        loaded = load_image(image)
+        loaded = load_image(image, pictures=bool(pictures))
     except OSError as error:
         syntax = "" if is_nifti_or_picture(first) else transfer_syntax(first)
         named = f"cannot be read (transfer syntax {syntax})" if syntax else "cannot be read"
@@ -218,15 +222,15 @@ def _inspected(seen: _Seen, image: MetaTensor, inspect: Inspect | None) -> _Seen
 
 
 def _shape_problem(
-    image: MetaTensor, dims: int, min_size: Sequence[int] | int | None, channels: int | None, pictures: bool
+    image: MetaTensor, dims: int, min_size: Sequence[int] | int | None, channels: int | None, pictures: bool | None
 ) -> str | None:
     shape = _geometry(image).shape
     channel_dim = image.meta["original_channel_dim"]
     found = 1 if is_no_channel(channel_dim) else image.shape[int(channel_dim)]
+    if pictures is not None and (problem := axes_problem(shape, pictures=pictures)):
+        return problem
     if len(shape) < dims or image.ndim - len(shape) > 1:
         return f"has shape {tuple(image.shape)}, expected {dims} spatial axes and at most one of channels"
-    if pictures and (problem := volume_problem(shape)):
-        return problem
     if channels is not None and found != channels:
         return f"has {found} channel(s), expected {channels}: pass --in_channels {found} or leave the file out"
     least = (min_size or 1,) * dims if isinstance(min_size, int | None) else tuple(min_size)

@@ -12,6 +12,7 @@ from typing import Any
 from ahm_transforms.io._types import Case, LeftOut, Source
 from ahm_transforms.io.check import case_name
 from ahm_transforms.io.pairs import place_of
+from ahm_transforms.io.spelling import nfc
 
 _CLASS = "label"  # the column of the table
 _KEYS = ("case_id", "image")
@@ -19,14 +20,15 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
 
 def class_names(classes: Sequence[str]) -> list[str]:
-    """Return the names as a list.
+    """Return the names as a list, without blanks around them.
 
     Raises:
-        ValueError: it is empty, one text, or names a class twice.
+        ValueError: it is empty, one text, names a class twice, or holds an empty name.
     """
-    if isinstance(classes, str) or not classes or len(set(classes)) < len(classes):
-        raise ValueError(f"classes must be a list of different names, got {classes!r}.")
-    return [str(name) for name in classes]
+    names = [] if isinstance(classes, str) else [nfc(str(name)).strip() for name in classes]
+    if not names or not all(names) or len(set(names)) < len(names):
+        raise ValueError(f"classes: expected a list of different names, none of them empty, got {classes!r}.")
+    return names
 
 
 def add_classes(
@@ -61,12 +63,13 @@ def add_classes(
 
 
 def _index(name: Any, classes: Sequence[str]) -> int:
-    if str(name) in classes:
-        return classes.index(str(name))
+    text = nfc(str(name))
+    if text in classes:
+        return classes.index(text)
     or_index = ""
     if not any(_NUMBER.fullmatch(each) for each in classes):  # else a number is a name that is not listed
-        if re.fullmatch(r"\d+", str(name)) and int(name) < len(classes):
-            return int(name)
+        if re.fullmatch(r"\d+", text) and int(text) < len(classes):
+            return int(text)
         or_index = ", or its index"
     raise ValueError(f"is of class {name!r}, expected one of {', '.join(classes)}{or_index}")
 
@@ -74,7 +77,7 @@ def _index(name: Any, classes: Sequence[str]) -> int:
 def _by_pattern(source: Source, classes: Sequence[str], pattern: str | None) -> Callable[[Case], str]:
     """Return a function that reads the class off a case's path."""
     try:
-        expression = re.compile(pattern) if pattern is not None else _whole_names(classes)
+        expression = re.compile(nfc(pattern)) if pattern is not None else _whole_names(classes)
     except re.error as error:
         raise ValueError(f"class_pattern {pattern!r} is no regular expression: {error}.") from error
     spelled = {name.lower(): name for name in classes} if pattern is None else {}
@@ -127,7 +130,7 @@ def _read_table(path: Path) -> Mapping[tuple[str, str], str]:
             )
         table: dict[tuple[str, str], str] = {}
         for row in rows:
-            for key in [(column, (row[column] or "").strip()) for column in columns]:
+            for key in [(column, nfc((row[column] or "").strip())) for column in columns]:
                 name = (row[_CLASS] or "").strip()
                 if key[1] and table.setdefault(key, name) != name:
                     raise ValueError(f"labels_csv {path} line {rows.line_num}: {key[1]} has two classes.")
@@ -136,4 +139,5 @@ def _read_table(path: Path) -> Mapping[tuple[str, str], str]:
 
 def _relative(case: Case, root: Path) -> str:
     place = place_of(case)
-    return place.relative_to(root.absolute()).as_posix() if place.is_relative_to(root.absolute()) else place.name
+    below = place.relative_to(root.absolute()).as_posix() if place.is_relative_to(root.absolute()) else place.name
+    return nfc(below)

@@ -12,6 +12,7 @@ from ahm_transforms.io.dicom import dicom_case, find_series, is_dicom
 from ahm_transforms.io.find import case_of_file, visible_files
 from ahm_transforms.io.json_file import read_json
 from ahm_transforms.io.reader import is_nifti_or_picture
+from ahm_transforms.io.spelling import nfc, on_disk
 
 _PATIENT_KEYS = ("patient_id", "subject")
 _LABEL_KEYS = ("label", "mask")
@@ -71,10 +72,10 @@ def _add(source: Source, part: str, entry: Any, where: str, patient_pattern: str
     files: list[Any] = image if isinstance(image, list) else [image]
     if not files or not all(isinstance(name, str) for name in files):
         raise ValueError(f'{where} must be a path or a dictionary with "image", got {entry!r}.')
-    patient = next((str(entry[key]) for key in _PATIENT_KEYS if entry.get(key) is not None), None)
-    paths = [source.root / name for name in files]
+    patient = next((nfc(str(entry[key])) for key in _PATIENT_KEYS if entry.get(key) is not None), None)
+    paths = [on_disk(source.root / name) for name in files]
     if isinstance(image, str) and paths[0].is_dir():
-        case = _series_in_folder(source, image)
+        case = _series_in_folder(source, image, paths[0])
     elif len(paths) > 1 and any(is_dicom(path) for path in paths):
         case = _series_of_files(source, paths)
     elif not is_nifti_or_picture(paths[0]) and is_dicom(paths[0]):
@@ -89,8 +90,7 @@ def _add(source: Source, part: str, entry: Any, where: str, patient_pattern: str
             source.listed[case["case_id"]] = part
 
 
-def _series_in_folder(source: Source, image: str) -> Case | None:
-    folder = source.root / image
+def _series_in_folder(source: Source, image: str, folder: Path) -> Case | None:
     files, _, bad = visible_files(folder)
     found = find_series(files, root=folder)
     found.bad += bad

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import sys
 from collections import defaultdict
@@ -18,6 +19,8 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 
 from ahm_transforms.io._types import Case, Found, LeftOutCase
 from ahm_transforms.io.progress import with_bar
+
+LOGGER = logging.getLogger(__name__)
 
 _TAGS = [
     "SOPClassUID",
@@ -92,6 +95,7 @@ def find_series(paths: Sequence[Path], *, root: Path, pictures: bool = False) ->
     and files without preamble or SeriesInstanceUID are bad. Names in the report are the series number and the folder
     below ``root``. ``patient_id`` and ``case_id`` are short hashes of PatientID and SeriesInstanceUID: pseudonyms which
     somebody who holds a list of patients could still match. What is bad or left out has a ``case_id`` of that kind too.
+    A warning names each series without PixelSpacing, of which pixels count as 1 mm; those of pictures always do.
     """
     found = Found()
     series: dict[str, dict[str, _Header]] = defaultdict(dict)
@@ -135,6 +139,7 @@ def dicom_case(path: Path) -> Case:
         raise ValueError(f"{path} cannot be read: expected NIfTI, PNG, TIFF, JPEG or DICOM. {error}") from error
     if reason := _damaged_file(header) or _not_an_image([header]):
         raise ValueError(f"{path} cannot be used: {reason}.")
+    _warn_without_spacing(header, path.name)
     return _picture(header, path.name) | {"image": [header.file]}
 
 
@@ -275,7 +280,17 @@ def _add_series(found: Found, uid: str, slices: list[_Header], root: Path) -> No
     if reason := _damage(slices):
         found.bad.append(LeftOutCase(name, reason, case_id))
         return
+    _warn_without_spacing(slices[0], name)
     found.cases.append(_case(uid, slices))
+
+
+def _warn_without_spacing(header: _Header, name: str) -> None:
+    if header.position and not header.spacing:
+        LOGGER.warning(
+            "%s has no PixelSpacing: 1 mm is assumed. Where that is wrong, write the tag, or convert to NIfTI with the "
+            "right spacing.",
+            name,
+        )
 
 
 def _add_pictures(found: Found, headers: Sequence[_Header], root: Path) -> None:

@@ -13,6 +13,7 @@ from ahm_transforms.io._types import Case, Found, LeftOut, LeftOutCase, lines_by
 from ahm_transforms.io.check import case_name
 from ahm_transforms.io.dicom import dicom_case, find_series, short_hash
 from ahm_transforms.io.reader import NIFTI_SUFFIXES, has_suffix, is_nifti_or_picture
+from ahm_transforms.io.spelling import nfc
 
 # Label maps beside the images (Decathlon, nnU-Net and others) would otherwise be trained on as if they were images.
 _LABEL_FOLDERS = re.compile(r"(label|mask|seg|segmentation|annotation|gt|ground_?truth)s?(tr|ts)?", re.IGNORECASE)
@@ -85,17 +86,17 @@ def find_inputs(path: str | Path, *, patient_pattern: str | None = None, picture
 
 
 def case_of_file(path: Path, *, root: Path, patient_pattern: str | None = None) -> Case:
-    """Return the case of one file; its id is the path below ``root`` without suffix, joined by underscores."""
+    """Return the case of one file; its id is the path below ``root`` without suffix, joined by underscores (NFC)."""
     relative = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
     name = next((path.name[: -len(end)] for end in NIFTI_SUFFIXES[::-1] if has_suffix(path, [end])), path.stem)
-    case_id = "_".join((*relative.parent.parts, name))
+    case_id = nfc("_".join((*relative.parent.parts, name)))
     return {"image": str(path), "case_id": case_id, "patient_id": _patient(relative, case_id, patient_pattern)}
 
 
 def _patient(relative: Path, case_id: str, pattern: str | None) -> str:
     if pattern is None:
         return case_id
-    match = re.search(pattern, relative.as_posix())
+    match = re.search(nfc(pattern), nfc(relative.as_posix()))
     if match is None:
         raise ValueError(f"patient_pattern {pattern!r} finds no patient in {relative.as_posix()!r}.")
     return match.group(1) if match.re.groups else match.group(0)

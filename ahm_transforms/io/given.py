@@ -15,7 +15,7 @@ __all__ = ["CaseFinder"]
 # What says where to look and what to choose has no say in lists that are divided already.
 _NO_SAY = {
     **dict.fromkeys(("dataset_dir", "labels_dir", "masks_dir", "labels_csv", "class_pattern", "patient_pattern")),
-    **{"label_fraction": 1.0, "skip_bad": False},
+    **{"split_classes": None, "label_fraction": 1.0, "skip_bad": False},
 }
 
 

@@ -26,11 +26,13 @@ class LabelCheck:
         classes: names of classes 1, 2, ...
         label_values: the value of each in the label maps.
         allow_empty: whether all may be background.
+        pictures: whether volumes of one slice are read as pictures.
     """
 
     classes: tuple[str, ...]
     label_values: tuple[int, ...]
     allow_empty: bool = False
+    pictures: bool = False
 
     def __call__(self, case: Case, image: MetaTensor) -> frozenset[str]:
         """Return their names.
@@ -52,18 +54,20 @@ class LabelCheck:
     @cached_property
     def _load(self) -> Callable[[Any], MetaTensor]:
         """Blocks of one scan share a label."""
-        return lru_cache(maxsize=1)(partial(load_label, label_values=self.label_values))
+        return lru_cache(maxsize=1)(partial(load_label, label_values=self.label_values, pictures=self.pictures))
 
 
 @dataclass(frozen=True)
 class ClassCheck:
-    """The class of a case; its mask, if it has one, must be readable and on the image's grid.
+    """The class of a case; its mask, if masks are asked for, must be there, readable and on the image's grid.
 
     Args:
         classes: names of classes 0, 1, ...
+        pictures: whether volumes of one slice are read as pictures.
     """
 
     classes: tuple[str, ...]
+    pictures: bool = False
 
     def __call__(self, case: Case, image: MetaTensor) -> frozenset[str]:
         """Return its name.
@@ -72,7 +76,9 @@ class ClassCheck:
             ValueError: the mask is not.
         """
         if "mask" in case:
-            _beside(case, image, "mask", load_map)
+            if case["mask"] is None:
+                raise ValueError("no mask")
+            _beside(case, image, "mask", partial(load_map, pictures=self.pictures))
         return frozenset([self.classes[case["label"]]])
 
 

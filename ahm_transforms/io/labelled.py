@@ -17,7 +17,7 @@ from ahm_transforms.io.label_check import ClassCheck, LabelCheck
 from ahm_transforms.io.labels import values_of_classes
 from ahm_transforms.io.pairs import add_files, hide_label_folders, move_without, no_labels
 from ahm_transforms.io.source import find_source
-from ahm_transforms.io.split import choose_patients, divide
+from ahm_transforms.io.split import choose_patients, divide, keep_usable
 from ahm_transforms.io.template import template_classification, template_segmentation
 
 LOGGER = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def load_segmentation_cases(
     seed: int = 0,
     split_seed: int = 0,
     patient_pattern: str | None = None,
-    pictures: bool = False,
+    pictures: bool | None = None,
     skip_bad: bool = False,
     allow_empty_labels: bool = False,
     min_size: Sequence[int] | int | None = None,
@@ -66,8 +66,9 @@ def load_segmentation_cases(
         split_seed: seed of the split.
         patient_pattern: regular expression that finds the patient in a file's path, such as ``(patient\d+)``.
         pictures: whether DICOM images without a position in space (radiographs, mammograms, ultrasound) are cases, and
-            volumes are bad.
-        skip_bad: leave out what cannot be used, with a warning, where the default is to stop.
+            volumes are bad; False wants volumes, so that pictures are bad. None takes both, and no such DICOM images.
+        skip_bad: leave out what cannot be used, with a warning, where the default is to stop. The others are divided
+            as if it were there.
         allow_empty_labels: whether labels may be all background.
         min_size: smallest usable image in voxels, one crop for instance.
         channels: how many channels every image must have; None takes any.
@@ -78,7 +79,7 @@ def load_segmentation_cases(
         FileNotFoundError: a folder or the datalist is missing, or no image has a label.
         ImportError: the template is wanted and nilearn is not installed.
         OSError: files cannot be written to ``cache_dir``.
-        ValueError: an option is wrong, or a class occurs in no training case.
+        ValueError: an option is wrong, nothing of a part can be used, or a class occurs in no training case.
     """
     check_dims(spatial_dims)
     _refuse_for_template(dataset_dir, datalist, labels_dir=labels_dir, label_values=label_values)
@@ -98,7 +99,7 @@ def load_segmentation_cases(
             "min_size": min_size,
             "channels": channels,
             "pictures": pictures,
-            "inspect": LabelCheck(tuple(names), tuple(values), allow_empty_labels),
+            "inspect": LabelCheck(tuple(names), values, allow_empty_labels, bool(pictures)),
             "cache_dir": cache_dir,
         },
         split={"val_fraction": val_fraction, "test_fraction": test_fraction, "seed": split_seed},
@@ -123,7 +124,7 @@ def load_classification_cases(
     seed: int = 0,
     split_seed: int = 0,
     patient_pattern: str | None = None,
-    pictures: bool = False,
+    pictures: bool | None = None,
     skip_bad: bool = False,
     min_size: Sequence[int] | int | None = None,
     channels: int | None = None,
@@ -156,8 +157,9 @@ def load_classification_cases(
         split_seed: seed of the split.
         patient_pattern: regular expression that finds the patient in a file's path, such as ``(patient\d+)``.
         pictures: whether DICOM images without a position in space (radiographs, mammograms, ultrasound) are cases, and
-            volumes are bad.
-        skip_bad: leave out what cannot be used, with a warning, where the default is to stop.
+            volumes are bad; False wants volumes, so that pictures are bad. None takes both, and no such DICOM images.
+        skip_bad: leave out what cannot be used, with a warning, where the default is to stop. The others are divided
+            as if it were there.
         min_size: smallest usable image in voxels.
         channels: how many channels every image must have; None takes any.
         cache_dir: folder that remembers which files were checked; they are read again once they change.
@@ -167,7 +169,7 @@ def load_classification_cases(
         FileNotFoundError: a folder, the datalist or the table is missing, or there is no image.
         ImportError: the template is wanted and nilearn is not installed.
         OSError: files cannot be written to ``cache_dir``.
-        ValueError: an option is wrong, or a class occurs in no training case.
+        ValueError: an option is wrong, nothing of a part can be used, or a class occurs in no training case.
     """
     check_dims(spatial_dims)
     _refuse_for_template(dataset_dir, datalist, class_pattern=class_pattern, labels_csv=labels_csv, masks_dir=masks_dir)
@@ -178,7 +180,6 @@ def load_classification_cases(
     add_classes(source, names, class_pattern=class_pattern, labels_csv=labels_csv)
     if with_mask or masks_dir is not None or any("mask" in case for case in source.found.cases):
         add_files(source, "mask", masks_dir)
-        move_without(source, "mask", to=source.found.bad)
     by = "label" if stratify else None
     return _load(
         source,
@@ -189,7 +190,7 @@ def load_classification_cases(
             "min_size": min_size,
             "channels": channels,
             "pictures": pictures,
-            "inspect": ClassCheck(tuple(names)),
+            "inspect": ClassCheck(tuple(names), bool(pictures)),
             "cache_dir": cache_dir,
         },
         split={"val_fraction": val_fraction, "test_fraction": test_fraction, "seed": split_seed, "stratify": by},
@@ -217,7 +218,7 @@ def _load(
 ) -> Cases:
     """Check and divide what a source offers; ``classes`` says how messages call the number of a class."""
     checked, left_out = check_found(source.found, where=str(source.root), **check)
-    parts = divide(checked.cases, source.listed, **split)
+    parts = keep_usable(divide(source.found.cases, source.listed, **split), checked.cases)
     parts = parts._replace(training=choose_patients(parts.training, **choice))
     used = {case["case_id"] for part in parts for case in part}
     cases = Cases(

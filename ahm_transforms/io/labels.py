@@ -34,6 +34,7 @@ class LoadLabeld(MapTransform):
         num_classes: how many foreground classes there are.
         label_values: the value of each class in single maps, 1 to ``num_classes`` unless told otherwise; masks stored
             as pictures often want ``[255]``.
+        pictures: whether maps of one slice are pictures, as for `load_image`.
         allow_missing_keys: whether an absent entry is passed over.
 
     Raises:
@@ -50,16 +51,18 @@ class LoadLabeld(MapTransform):
         *,
         num_classes: int,
         label_values: Sequence[int] | None = None,
+        pictures: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.pictures = pictures
         self.label_values = values_of_classes(num_classes, label_values)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of ``data`` with class indices in the place of paths."""
         result = dict(data)
         for key in self.key_iterator(result):
-            result[key] = load_label(result[key], self.label_values)
+            result[key] = load_label(result[key], self.label_values, pictures=self.pictures)
         return result
 
 
@@ -81,35 +84,37 @@ def values_of_classes(num_classes: int, label_values: Sequence[int] | None = Non
     return values
 
 
-def load_label(label: PathLike | Sequence[PathLike], label_values: Sequence[int]) -> MetaTensor:
-    """Return the class indices of one label [*S] as uint8, with its geometry.
+def load_label(
+    label: PathLike | Sequence[PathLike], label_values: Sequence[int], *, pictures: bool = False
+) -> MetaTensor:
+    """Return the class indices of one label [*S] as uint8, with its geometry; ``pictures`` as for `load_image`.
 
     Raises:
         OSError: a file cannot be read.
         ValueError: it is no label of these classes.
     """
     if not isinstance(label, list | tuple):
-        single = load_map(label)
+        single = load_map(label, pictures=pictures)
         return _as_label(_from_values(single, label_values, names_of(label)), single)
     if len(label) != len(label_values):
         raise ValueError(
             f"{names_of(label)}: {len(label)} map(s), expected one for each of {len(label_values)} class(es)"
         )
-    maps = [load_map(path) for path in label]
+    maps = [load_map(path, pictures=pictures) for path in label]
     for path, other in zip(label, maps, strict=True):
         if problem := grid_problem(maps[0], other):
             raise ValueError(f"{names_of(path)} {problem} {names_of(label[0])}")
     return _as_label(_from_maps(torch.stack([each.as_tensor() for each in maps]), names_of(label)), maps[0])
 
 
-def load_map(path: PathLike) -> MetaTensor:
-    """Return a picture or volume of one channel as float32 [*S].
+def load_map(path: PathLike, *, pictures: bool = False) -> MetaTensor:
+    """Return a picture or volume of one channel as float32 [*S]; ``pictures`` as for `load_image`.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it has several channels.
     """
-    image = load_image(path, reader=LabelReader())
+    image = load_image(path, reader=LabelReader(), pictures=pictures)
     channel_dim = image.meta["original_channel_dim"]
     if is_no_channel(channel_dim):
         return image

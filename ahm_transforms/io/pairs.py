@@ -12,6 +12,7 @@ from ahm_transforms.io.check import case_name
 from ahm_transforms.io.dicom import DICOM_SUFFIXES
 from ahm_transforms.io.find import LABEL_FOLDER
 from ahm_transforms.io.reader import IMAGE_SUFFIXES, NIFTI_SUFFIXES, has_suffix, is_nifti_or_picture
+from ahm_transforms.io.spelling import nfc, on_disk
 
 _FIRST_CHANNEL = "_0000"  # nnU-Net's images have it, its labels do not
 _LABEL_FOLDERS = {
@@ -96,9 +97,9 @@ def move_without(source: Source, key: str, *, to: list[LeftOut]) -> None:
 def find_pairs(cases: Sequence[Case], *, root: Path, folder: str | Path | None = None) -> dict[str, str]:
     """Return the path of the file that belongs to a case, by case id, for the cases that have one.
 
-    It has the same path, without suffix, below ``folder`` as the image has below ``root`` or below a folder ``images``
-    or ``imagesTr``; for a DICOM series, as the folder that holds it. Without ``folder``, the folder ``labels``,
-    ``labelsTr``, ``masks`` or ``segmentations`` beside ``images`` or ``imagesTr`` is taken.
+    It has the same path, without suffix and in any Unicode form, below ``folder`` as the image has below ``root`` or
+    below a folder ``images`` or ``imagesTr``; for a DICOM series, as the folder that holds it. Without ``folder``, the
+    folder ``labels``, ``labelsTr``, ``masks`` or ``segmentations`` beside ``images`` or ``imagesTr`` is taken.
 
     Args:
         cases: images to find files for.
@@ -116,7 +117,7 @@ def find_pairs(cases: Sequence[Case], *, root: Path, folder: str | Path | None =
     for case in cases:
         path = place_of(case)
         for base, other in places_for(path.parent):
-            name = _without_suffix(path.relative_to(base).as_posix())
+            name = nfc(_without_suffix(path.relative_to(base).as_posix()))
             file = files_in(other).get(name) or files_in(other).get(name.removesuffix(_FIRST_CHANNEL))
             if file is not None:
                 pairs.setdefault(case["case_id"], file)
@@ -126,9 +127,9 @@ def find_pairs(cases: Sequence[Case], *, root: Path, folder: str | Path | None =
 def _resolved(case: Case, key: str, root: Path) -> str | list[str]:
     files = case[key]
     if isinstance(files, str):
-        return str(root / files)
+        return str(on_disk(root / files))
     if key == "label" and isinstance(files, list) and files and all(isinstance(name, str) for name in files):
-        return [str(root / name) for name in files]
+        return [str(on_disk(root / name)) for name in files]
     expected = "a path or a list of paths" if key == "label" else "a path"
     raise ValueError(f"the {key} of {case_name(case)} must be {expected}, got {files!r}.")
 
@@ -166,7 +167,7 @@ def _files_by_name(folder: Path) -> dict[str, str]:
     files: dict[str, str] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.name.startswith(".") and is_nifti_or_picture(path):
-            name = _without_suffix(path.relative_to(folder).as_posix())
+            name = nfc(_without_suffix(path.relative_to(folder).as_posix()))
             if name in files:
                 raise ValueError(f"{folder} holds {Path(files[name]).name} and {path.name}: keep one of them.")
             files[name] = str(path)

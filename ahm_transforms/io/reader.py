@@ -31,6 +31,7 @@ _META_KEYS = ("affine", "original_affine", "spatial_shape", "space", "original_c
 _PLAIN_MODES = {"1": "L", "LA": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
 _SUBFILE_TYPE, _SMALLER_COPY = 254, 1  # TIFF 6.0, NewSubfileType: bit 0 marks a smaller copy of another page
 _CHUNK = 2**20  # bytes
+FILE_AXES = "file_axes"  # how many spatial axes the file has
 _OTHER_UNITS = {1: "meter", 3: "micron"}  # of NIfTI's xyzt_units; 2 is mm, and 0 says nothing
 
 
@@ -86,25 +87,34 @@ class LoadCased(MapTransform):
 
     Args:
         keys: entries that hold a path, or the sorted files of one DICOM series.
+        pictures: whether volumes of one slice are pictures, as for `load_image`.
         allow_missing_keys: whether an absent entry is passed over.
 
     Raises:
         OSError: on call, when an image cannot be read.
     """
 
-    def __init__(self, keys: KeysCollection, *, allow_missing_keys: bool = False) -> None:
+    def __init__(self, keys: KeysCollection, *, pictures: bool = False, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.pictures = pictures
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of ``data`` with images in the place of paths."""
         result = dict(data)
         for key in self.key_iterator(result):
-            result[key] = load_image(result[key])
+            result[key] = load_image(result[key], pictures=self.pictures)
         return result
 
 
-def load_image(image: Sequence[PathLike] | PathLike, *, reader: CaseReader | None = None) -> MetaTensor:
-    """Return one image as float32, with its geometry as metadata; `CaseReader` reads it unless told otherwise.
+def load_image(
+    image: Sequence[PathLike] | PathLike, *, reader: CaseReader | None = None, pictures: bool = False
+) -> MetaTensor:
+    """Return one image as float32, with its geometry as metadata.
+
+    Args:
+        image: path of a file or folder, or the sorted files of one DICOM series.
+        reader: `CaseReader` unless told otherwise.
+        pictures: whether a NIfTI file of one slice, [X, Y, 1], is a picture [X, Y].
 
     Raises:
         OSError: it cannot be read.
@@ -118,7 +128,10 @@ def load_image(image: Sequence[PathLike] | PathLike, *, reader: CaseReader | Non
         values = torch.from_numpy(np.array(array, dtype=np.float32, order="K"))
     except Exception as error:  # every format has its own errors for damaged files
         raise OSError(f"{name} cannot be read: {type(error).__name__}: {error}") from error
-    return MetaTensor(values, meta={**meta, "filename_or_obj": name})
+    axes = len(meta["spatial_shape"])
+    if pictures and has_suffix(name, NIFTI_SUFFIXES) and axes == 3 and meta["spatial_shape"][2] == 1:
+        values, meta = values.squeeze(2), {**meta, "spatial_shape": meta["spatial_shape"][:2]}
+    return MetaTensor(values, meta={**meta, "filename_or_obj": name, FILE_AXES: axes})
 
 
 class _NiftiReader(NibabelReader):

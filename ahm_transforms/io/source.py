@@ -22,7 +22,7 @@ def find_source(
     datalist: Datalist | None,
     *,
     patient_pattern: str | None,
-    pictures: bool,
+    pictures: bool | None,
     template: Callable[[], Split],
 ) -> Source:
     """Return what the datalist lists, else what the folder holds, else the blocks of the template."""
@@ -31,7 +31,7 @@ def find_source(
         _warn_of_shared_patients(source, datalist)
         return source
     if dataset_dir is not None:
-        found = find_cases(dataset_dir, patient_pattern=patient_pattern, pictures=pictures)
+        found = find_cases(dataset_dir, patient_pattern=patient_pattern, pictures=bool(pictures))
         return Source(found, {}, Path(dataset_dir))
     split = template()
     listed = {case["case_id"]: part for part in ("validation", "test") for case in getattr(split, part)}

@@ -101,6 +101,26 @@ def join_unlabelled(split: Split, others: Sequence[Case]) -> Split:
     return Split(*(sorted(part, key=lambda case: case["case_id"]) for part in parts))
 
 
+def keep_usable(split: Split, usable: Sequence[Case]) -> Split:
+    """Return the cases of ``split`` that are among ``usable``.
+
+    What cannot be used is divided first and left out then: a label map that finetuning cannot use, and that pretraining
+    does not open, moves no other patient to another part.
+
+    Raises:
+        ValueError: nothing of a part can be used.
+    """
+    cases = {case["case_id"]: case for case in usable}
+    kept = Split(*([cases[case["case_id"]] for case in part if case["case_id"] in cases] for part in split))
+    for name, before, after in zip(split._fields, split, kept, strict=True):
+        if before and not after:
+            raise ValueError(
+                f"none of the {len(before)} {name} case(s) can be used: repair or remove what is left out, or pass "
+                "another --split_seed."
+            )
+    return kept
+
+
 def choose_patients(
     cases: Sequence[Case], fraction: float, *, seed: int = 0, stratify: str | None = None
 ) -> list[Case]:

@@ -11,23 +11,23 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from ahm_transforms.io.check import volume_problem
+from ahm_transforms.io.check import axes_problem
 from ahm_transforms.io.labels import grid_problem
 
 
 class CheckChannelsd(MapTransform):
-    """Stop at an image whose number of channels is not the one expected, or at a volume, and name the file.
+    """Stop at an image whose number of channels or of spatial axes is not the one expected, and name the file.
 
     Args:
         keys: entries of shape [C, *S].
         channels: the number of channels expected.
-        picture: whether two spatial axes are expected.
+        picture: whether a picture is expected, or a volume; None takes both.
 
     Raises:
-        ValueError: on call, when the number is another, or a picture was expected and it is none.
+        ValueError: on call, when the number is another, or a picture was expected and it is none, or a volume.
     """
 
-    def __init__(self, keys: KeysCollection, channels: int, *, picture: bool = False) -> None:
+    def __init__(self, keys: KeysCollection, channels: int, *, picture: bool | None = None) -> None:
         super().__init__(keys)
         self.channels = channels
         self.picture = picture
@@ -39,8 +39,9 @@ class CheckChannelsd(MapTransform):
             found = result[key].shape[0]
             if found != self.channels:
                 raise ValueError(f"{_name(result[key])} has {found} channel(s), expected channels={self.channels}.")
-            if self.picture and (problem := volume_problem(result[key].shape[1:])):
-                raise ValueError(f"{_name(result[key])} {problem}.")
+            axes = "" if self.picture is None else axes_problem(result[key].shape[1:], pictures=self.picture)
+            if axes:
+                raise ValueError(f"{_name(result[key])} {axes}.")
         return result
 
 

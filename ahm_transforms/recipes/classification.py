@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ def classification_deterministic(
     return Compose(
         [
             *intensity_steps("image", modality, **options),
-            *(_mask_steps() if mask_channel else []),
+            *(_mask_steps(pictures=modality == "image2d") if mask_channel else []),
             *grid_steps(keys, modality, spatial_dims=spatial_dims, spacing_mm=spacing_mm, mode=resample),
             Resized(keys, ensure_tuple_rep(image_size, spatial_dims), mode=resize),
             *([ConcatItemsd(keys, "image")] if mask_channel else []),
@@ -134,10 +135,11 @@ class SplitChannelsd(MapTransform):
         return result
 
 
-def _mask_steps() -> list[Transform]:
+def _mask_steps(*, pictures: bool) -> list[Transform]:
     """Return the steps from the path of a mask to 0 and 1 [1, *S] on the grid of the image as stored."""
-    return [Lambdad("mask", _load_mask), EnsureChannelFirstd("mask", channel_dim="no_channel"), OnImageGridd("mask")]
+    load = partial(_load_mask, pictures=pictures)
+    return [Lambdad("mask", load), EnsureChannelFirstd("mask", channel_dim="no_channel"), OnImageGridd("mask")]
 
 
-def _load_mask(path: str) -> MetaTensor:
-    return (load_map(path) > 0).to(torch.float32)
+def _load_mask(path: str, *, pictures: bool) -> MetaTensor:
+    return (load_map(path, pictures=pictures) > 0).to(torch.float32)

@@ -38,7 +38,8 @@ def deterministic(
 
     Args:
         modality: ``mr`` (two percentiles become 0 and 1, each channel by itself), ``ct`` (a window in HU) or
-            ``image2d`` (PNG, TIFF, JPEG, DICOM without a position in space; percentiles of all channels together).
+            ``image2d`` (PNG, TIFF, JPEG, NIfTI of one slice, DICOM without a position in space; percentiles of all
+            channels together).
         spatial_dims: 2 or 3. In 2D, MR and CT stay volumes here; the crops take slices of them.
         spacing_mm: voxel spacing to resample to, one number or one per axis; None keeps what they have. A pixel of a
             picture counts as 1 mm: 2 halves its sides.
@@ -73,8 +74,9 @@ def intensity_steps(
         to_unit = WindowToUnitd(keys, *window_hu)
     else:
         to_unit = PercentilesToUnitd(keys, *percentiles, channel_wise=modality == "mr")
-    fits = CheckChannelsd(keys, channels, picture=modality == "image2d")
-    return [LoadCased(keys), EnsureChannelFirstd(keys), fits, to_unit]
+    picture = modality == "image2d"
+    fits = CheckChannelsd(keys, channels, picture=picture)
+    return [LoadCased(keys, pictures=picture), EnsureChannelFirstd(keys), fits, to_unit]
 
 
 def grid_steps(

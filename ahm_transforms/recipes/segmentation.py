@@ -52,7 +52,7 @@ def segmentation_deterministic(
     return Compose(
         [
             *intensity_steps("image", modality, **options),
-            *_label_steps(num_classes, label_values),
+            *_label_steps(num_classes, label_values, pictures=modality == "image2d"),
             *grid_steps(
                 _KEYS, modality, spatial_dims=spatial_dims, spacing_mm=spacing_mm, mode=("bilinear", "nearest")
             ),
@@ -126,17 +126,17 @@ def segmentation_evaluation(
     return Compose(
         [
             *intensity_steps("image", modality, **options),
-            *_label_steps(num_classes, label_values),
+            *_label_steps(num_classes, label_values, pictures=modality == "image2d"),
             ClearOutsideBlockd("label"),
             *grid_steps("image", modality, spatial_dims=spatial_dims, spacing_mm=spacing_mm),
         ]
     )
 
 
-def _label_steps(num_classes: int, label_values: Sequence[int] | None) -> list[Transform]:
+def _label_steps(num_classes: int, label_values: Sequence[int] | None, *, pictures: bool) -> list[Transform]:
     """Return the steps from the path of a label to classes [1, *S] on the grid of the image as stored."""
     return [
-        LoadLabeld("label", num_classes=num_classes, label_values=label_values),
+        LoadLabeld("label", num_classes=num_classes, label_values=label_values, pictures=pictures),
         EnsureChannelFirstd("label", channel_dim="no_channel"),
         OnImageGridd("label"),
     ]

@@ -205,3 +205,11 @@ def test_a_pixel_of_a_picture_counts_as_a_millimetre(tmp_path: Path) -> None:
 def test_options_that_do_not_go_together(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         recipes.deterministic(**({"spatial_dims": 3} | arguments))
+
+
+@pytest.mark.parametrize("modality", ["mr", "ct"])
+def test_a_picture_is_no_slice_of_a_volume(tmp_path: Path, modality: str) -> None:
+    Image.fromarray(np.arange(80, dtype=np.uint8).reshape(8, 10)).save(tmp_path / "a.png")
+    with pytest.raises(RuntimeError) as error:
+        recipes.deterministic(modality, spatial_dims=2)({"image": str(tmp_path / "a.png")})
+    assert str(error.value.__cause__).startswith("a.png has size (10, 8), expected a volume for modality mr or ct")

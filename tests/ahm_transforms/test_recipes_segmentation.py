@@ -15,7 +15,7 @@ from monai.transforms import Compose, Invertd, Randomizable, SpatialResample
 from PIL import Image
 
 from ahm_transforms import recipes
-from tests.fixtures_data import real_data
+from tests.fixtures_data import real_data, write_nifti
 from tests.fixtures_shapes import agreement, blobs, surely
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -274,3 +274,12 @@ def test_only_the_wanted_axes_are_flipped(axes: int | Sequence[int] | None) -> N
     found = {tuple(chain(data)[0]["image"].flatten().tolist()) for _ in range(60)}
     flipped = [[], [1], [2], [1, 2]] if axes is None else [[]] if axes == [] else [[], [1]]
     assert found == {tuple(image.flip(dims).flatten().tolist()) for dims in flipped}
+
+
+@pytest.mark.parametrize("recipe", [recipes.segmentation_deterministic, recipes.segmentation_evaluation])
+def test_a_picture_and_its_label_may_be_nifti_files_of_one_slice(tmp_path: Path, recipe: Any) -> None:
+    write_nifti(tmp_path / "a.nii.gz", (8, 9, 1))
+    nib.save(nib.Nifti1Image(np.ones((8, 9, 1), np.uint8), np.eye(4)), tmp_path / "label.nii.gz")
+    case = {"image": str(tmp_path / "a.nii.gz"), "label": str(tmp_path / "label.nii.gz")}
+    ready = recipe("image2d", num_classes=1, spatial_dims=2, spacing_mm=1)(case)
+    assert ready["image"].shape == ready["label"].shape == (1, 8, 9)

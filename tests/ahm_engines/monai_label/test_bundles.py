@@ -113,8 +113,8 @@ def test_pretraining_takes_its_checkpoint_along(pretrained: Path, tmp_path: Path
     ("options", "message"),
     [
         ({}, "a segmentation needs a checkpoint or, to be trained, the names of its classes"),
-        ({"classes": ["a", "b", ""]}, "classes: expected different names, none of them empty"),
-        ({"classes": ["a", "a"]}, "classes: expected different names, none of them empty"),
+        ({"classes": ["a", "b", ""]}, "classes: expected a list of different names"),
+        ({"classes": ["a", "a"]}, "classes: expected a list of different names"),
         ({"checkpoint": "nowhere.pt"}, "nowhere.pt: no such checkpoint"),
         ({"checkpoint": "pretrained"}, "a checkpoint of pretraining, expected one of segmentation"),
         ({"pretrained": "trained", "classes": ["a"]}, "a checkpoint of segmentation, expected one of pretraining"),

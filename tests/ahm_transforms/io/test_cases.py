@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from ahm_transforms.io import Case, load_cases, load_segmentation_cases
+from ahm_transforms.io import Case, load_cases, load_classification_cases, load_segmentation_cases
 from tests.fixtures_data import write_nifti
 
 
@@ -118,6 +118,75 @@ def test_with_labels_of_some_scans_the_split_is_that_of_finetuning(tmp_path: Pat
     assert all([case["case_id"] for case in part] == sorted(case["case_id"] for case in part) for part in parts)
     without = load_cases(folder / "images", seed=seed, **options | {"labels_dir": None})
     assert patients(without.test) != patients(finetuning.test)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("skip_bad", [True, False])
+def test_what_one_of_them_skips_moves_no_patient_to_another_part(tmp_path: Path, skip_bad: bool, seed: int) -> None:
+    folder = write_partly_labelled(tmp_path)
+    for patient, value in ((1, 0), (5, 7)):  # all background, no class
+        label = nib.Nifti1Image(np.full((12, 13, 14), value, np.uint8), np.eye(4))
+        nib.save(label, folder / f"labels/p{patient:02d}a.nii.gz")
+    for name in ("p02b", "p09a"):
+        write_nifti(folder / f"images/{name}.nii.gz", (4, 4, 4))  # less than a patch
+    options: dict[str, Any] = {"labels_dir": folder / "labels", "patient_pattern": r"p\d\d"}
+    options |= {"val_fraction": 0.4, "test_fraction": 0.3}
+    pretraining = load_cases(folder / "images", seed=seed, skip_bad=skip_bad, min_size=8 if skip_bad else 1, **options)
+    assert len(pretraining.left_out) == (2 if skip_bad else 0)
+    for allow_empty, bad in ((False, 2), (True, 1)):
+        finetuning = load_segmentation_cases(
+            folder / "images", classes=["a"], split_seed=seed, skip_bad=True, allow_empty_labels=allow_empty, **options
+        )
+        assert len(finetuning.left_out) == 16 + bad
+        for part in ("training", "validation", "test"):
+            assert patients(getattr(finetuning, part)) <= patients(getattr(pretraining, part))
+
+
+def test_a_part_of_which_nothing_can_be_used_is_refused(tmp_path: Path) -> None:
+    for name in "abcd":
+        write_nifti(tmp_path / f"{name}.nii.gz")
+    (case,) = load_cases(tmp_path, val_fraction=0.25).validation
+    write_nifti(Path(case["image"]), (4, 4, 4))
+    with pytest.raises(ValueError, match=r"none of the 1 validation case\(s\) can be used: .* another --split_seed"):
+        load_cases(tmp_path, val_fraction=0.25, min_size=8, skip_bad=True)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("told", ["class_pattern", "labels_csv", None])
+def test_with_classes_of_some_scans_the_split_is_that_of_classification(
+    tmp_path: Path, told: str | None, seed: int
+) -> None:
+    names = [f"p{patient:02d}{scan}" for patient in range(16) for scan in "ab"]
+    kinds = dict(zip((name for name in names[:20] if name.endswith("a")), ["high", "low", "low"] * 4, strict=False))
+    folders = {None: "{kind}/", "class_pattern": "x_{kind}_y/", "labels_csv": ""}
+    for name in names:
+        write_nifti(tmp_path / f"images/{folders[told].format(kind=kinds.get(name, 'unknown'))}{name}.nii.gz")
+    rows = ["image,label", *(f"{name}.nii.gz,{kind}" for name, kind in kinds.items()), "p15b.nii.gz,odd"]
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    options: dict[str, Any] = {"patient_pattern": r"p\d\d", "val_fraction": 0.3, "test_fraction": 0.3}
+    options |= {"labels_csv": tmp_path / "table.csv"} if told == "labels_csv" else {}
+    options |= {"class_pattern": "x_([a-z]+)"} if told == "class_pattern" else {}
+    classes, folder = ["low", "high"], tmp_path / "images"
+    pretraining = load_cases(folder, seed=seed, split_classes=classes, **options)
+    finetuning = load_classification_cases(folder, classes=classes, split_seed=seed, skip_bad=True, **options)
+    assert [len(getattr(finetuning, part)) for part in ("training", "validation", "test")] == [4, 3, 3]
+    others = {f"p{patient}" for patient in range(10, 16)}
+    for part, more in (("training", others), ("validation", set()), ("test", set())):
+        assert patients(getattr(pretraining, part)) == patients(getattr(finetuning, part)) | more
+    assert sum(pretraining.summary()[f"{part}_cases"] for part in ("training", "validation", "test")) == len(names)
+    assert not any("label" in case for case in pretraining.training + pretraining.validation + pretraining.test)
+
+
+def test_classes_to_split_by_must_be_there(tmp_path: Path) -> None:
+    for name in ("low_1", "low_2", "3"):
+        write_nifti(tmp_path / f"{name}.nii.gz")
+    with pytest.raises(ValueError, match=r"in one image at least, got none of hihg among 3 image\(s\)"):
+        load_cases(tmp_path, split_classes=["low", "hihg"])
+    for options in ({"labels_dir": tmp_path, "split_classes": ["low"]}, {"labels_csv": tmp_path / "table.csv"}):
+        with pytest.raises(ValueError, match="expected labels_dir alone, or classes with class_pattern or labels_csv"):
+            load_cases(tmp_path, **options)
+    with pytest.raises(ValueError, match="classes and labels_csv: expected dataset_dir beside it, and no datalist"):
+        load_cases(datalist={"training": ["low_1.nii.gz"]}, split_classes=["low"], labels_csv="table.csv")
 
 
 def test_labels_dir_needs_a_folder_of_images_and_labels_of_some(tmp_path: Path) -> None:

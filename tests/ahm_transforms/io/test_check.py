@@ -190,3 +190,16 @@ def test_many_cases_with_one_reason_are_one_line_and_all_are_kept() -> None:
     assert "30 such as scan0, scan1, scan2, scan3, scan4: label all empty" in str(error)
     assert "other: too small" in str(error)
     assert error.bad == bad
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_pictures_are_refused_where_volumes_are_expected(tmp_path: Path, spatial_dims: int) -> None:
+    for suffix in ("png", "jpg", "tif"):
+        Image.fromarray(np.arange(80, dtype=np.uint8).reshape(8, 10)).save(tmp_path / f"a_{suffix}.{suffix}")
+    write_nifti(tmp_path / "slice.nii.gz", (8, 10))
+    write_nifti(tmp_path / "volume.nii.gz")
+    with pytest.raises(BadCasesError) as caught:
+        load_cases(tmp_path, spatial_dims=spatial_dims, pictures=False)
+    assert {name for name, _ in caught.value.bad} == {"a_png.png", "a_jpg.jpg", "a_tif.tif", "slice.nii.gz"}
+    assert all("size (" in reason and "pass --modality image2d" in reason for _, reason in caught.value.bad)
+    assert len(load_cases(tmp_path, spatial_dims=2, val_fraction=0).training) == 5

@@ -16,7 +16,17 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, generate_uid
 
 from ahm_transforms.io import BadCasesError, CaseReader, find_cases, find_inputs, load_cases, load_image, progress
-from tests.fixtures_data import AXIAL, CORONAL, OBLIQUE, PATIENT_ID, PATIENT_NAME, real_data, write_series, write_slice
+from tests.fixtures_data import (
+    AXIAL,
+    CORONAL,
+    OBLIQUE,
+    PATIENT_ID,
+    PATIENT_NAME,
+    real_data,
+    write_radiograph,
+    write_series,
+    write_slice,
+)
 
 
 def only_case(folder: Path) -> dict:
@@ -392,6 +402,22 @@ def test_pixels_that_cannot_be_decoded_are_named_with_their_transfer_syntax(tmp_
     write_series(tmp_path, TransferSyntaxUID=JPEG2000Lossless, PixelData=garbage)
     with pytest.raises(BadCasesError, match=r"transfer syntax JPEG 2000.*Lossless"):
         load_cases(tmp_path)
+
+
+def test_a_series_without_pixel_spacing_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_series(tmp_path / "with")
+    write_series(tmp_path / "scan/without", PixelSpacing=None)
+    write_radiograph(tmp_path / "picture.dcm", np.zeros((8, 9), np.int16), PixelSpacing=None)
+    with caplog.at_level(logging.WARNING):
+        cases = load_cases(tmp_path, val_fraction=0)
+    told = [message for message in caplog.messages if "PixelSpacing" in message]
+    assert len(told) == 1 and told[0].startswith("series 3 in scan/without has no PixelSpacing: 1 mm is assumed.")
+    assert PATIENT_ID not in caplog.text and PATIENT_NAME not in caplog.text
+    assert sorted(geometry.spacing_mm for geometry in cases.geometry.values()) == [(1.0, 1.0, 2.0), (1.1, 0.8, 2.0)]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        find_inputs(next((tmp_path / "scan/without").iterdir()))
+    assert caplog.messages[0].startswith("IM") and "1 mm is assumed" in caplog.messages[0]
 
 
 def test_skip_bad_goes_on_and_lists_them(tmp_path: Path) -> None:

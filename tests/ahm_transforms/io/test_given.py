@@ -66,7 +66,7 @@ def test_lists_of_others_are_checked_and_described(tmp_path: Path) -> None:
 
 def test_images_alone_need_no_label(tmp_path: Path) -> None:
     given = [{"image": write_pair(tmp_path, name)["image"]} for name in ("one", "two")]
-    pretraining = CaseFinder(load_cases, dataset_dir="nowhere", val_fraction=0.2, min_size=4)
+    pretraining = CaseFinder(load_cases, dataset_dir="nowhere", val_fraction=0.2, min_size=4, split_classes=["a"])
     assert pretraining.used(given, []).summary()["training_cases"] == 2
     with pytest.raises(BadCasesError, match="smaller than one patch"):
         CaseFinder(load_cases, dataset_dir="nowhere", min_size=7).used(given, [])

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from ahm_transforms.io import BadCasesError, load_classification_cases
+from ahm_transforms.recipes import classification_deterministic
 from tests.fixtures_data import real_data, write_nifti, write_series
 
 PARTS = ("training", "validation", "test")
@@ -156,6 +157,28 @@ def test_masks_have_the_names_of_the_images(tmp_path: Path) -> None:
         "normal_1.png": "mask normal_1.png has size (9, 9), expected (9, 8) as the image",
         "grade1.png": "no mask",
     }
+
+
+def test_what_is_skipped_moves_no_patient_to_another_part(tmp_path: Path) -> None:
+    for index in range(20):
+        for folder in ("images", "masks"):
+            write_picture(tmp_path / f"{folder}/{CLASSES[index % 2]}_{index}.png")
+    options: dict[str, Any] = {"classes": CLASSES[:2], "val_fraction": 0.3, "test_fraction": 0.3, "skip_bad": True}
+    whole = load(tmp_path / "images", **options)
+    (tmp_path / "masks/normal_2.png").unlink()
+    write_picture(tmp_path / "masks/abnormal_5.png", size=(9, 9))
+    less = load(tmp_path / "images", masks_dir=tmp_path / "masks", **options)
+    for part in PARTS:
+        ids = [case["case_id"] for case in getattr(whole, part) if case["case_id"] not in ("normal_2", "abnormal_5")]
+        assert [case["case_id"] for case in getattr(less, part)] == ids
+
+
+def test_a_picture_and_its_mask_may_be_nifti_files_of_one_slice(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "images/normal.nii.gz", (8, 9, 1))
+    write_nifti(tmp_path / "masks/normal.nii.gz", (8, 9, 1))
+    (case,) = load(tmp_path / "images", classes=["normal"], masks_dir=tmp_path / "masks", pictures=True).training
+    chain = classification_deterministic("image2d", spatial_dims=2, image_size=8, mask_channel=True)
+    assert chain(case)["image"].shape == (2, 8, 8)
 
 
 def test_masks_of_a_datalist(tmp_path: Path) -> None:

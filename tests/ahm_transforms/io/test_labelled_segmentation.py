@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -267,10 +268,21 @@ def test_one_map_for_each_class(tmp_path: Path) -> None:
         load(None, datalist=path)
 
 
-@pytest.mark.parametrize("classes", [[], "ab", ["a", "a"]])
+@pytest.mark.parametrize("classes", [[], "ab", ["a", "a"], ["a", " a "], ["a", ""], ["a", " "]])
 def test_classes_are_a_list_of_names(tmp_path: Path, classes: Any) -> None:
-    with pytest.raises(ValueError, match="classes must be a list of different names"):
+    with pytest.raises(ValueError, match="classes: expected a list of different names, none of them empty, got"):
         load(write_pairs(tmp_path, "a"), classes=classes)
+
+
+@pytest.mark.parametrize("shapes", [((12, 13, 1), (12, 13, 1)), ((12, 13), (12, 13, 1)), ((12, 13, 1), (12, 13))])
+def test_a_picture_may_be_a_nifti_file_of_one_slice(tmp_path: Path, shapes: Sequence[tuple[int, ...]]) -> None:
+    write_nifti(tmp_path / "images/a.nii.gz", shapes[0])
+    write_label(tmp_path / "labels/a.nii.gz", 1, shape=shapes[1])
+    options: dict[str, Any] = {"spatial_dims": 2, "pictures": True}
+    cases = load(tmp_path, **options)
+    assert cases.geometry["images_a"] == ((12, 13), (1.0, 1.0)) and cases.count_classes("training") == {"a": 1}
+    write_nifti(tmp_path / "images/a.nii.gz", (12, 13, 2))
+    assert "expected a picture for modality image2d" in bad(tmp_path, **options)["a.nii.gz"]
 
 
 def test_two_labels_of_one_name_are_refused(tmp_path: Path) -> None:

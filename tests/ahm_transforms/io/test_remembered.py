@@ -26,9 +26,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the images that a check reads from now on."""
     read: list[str] = []
 
-    def load(image: str) -> object:
+    def load(image: str, **options: Any) -> object:
         read.append(Path(image).name)
-        return load_image(image)
+        return load_image(image, **options)
 
     monkeypatch.setattr(check, "load_image", load)
     return read

@@ -28,7 +28,7 @@ from tests.bundles.ahm_classification.classifying import (
     write_pictures,
     write_volumes,
 )
-from tests.bundles.running import TINY_INFERENCE, assert_same_state, checkpoint, run_bundle
+from tests.bundles.running import TINY_INFERENCE, assert_same_state, checkpoint, read_bundle, run_bundle
 from tests.fixtures_data import real_data
 
 OBJECTS = {"model", "optimizer", "lr_scheduler", "trainer", "best", "provenance"}
@@ -159,6 +159,19 @@ def test_patients_stay_together_classes_are_shared_out_and_fractions_nest(tmp_pa
     assert len(chosen) == 4 and chosen < patients[0]
     assert few.test == other.test == cases.test
     assert chosen != others
+
+
+def test_pretraining_with_classes_of_some_pictures_keeps_away_from_the_same_test_pictures(tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / "data", 10)
+    write_pictures(tmp_path / "data/unknown", 5, "ab")
+    options = {**PICTURES, "val_fraction": 0.2, "test_fraction": 0.3, "split_seed": 3, "classes": CLASSES}
+    classified = read(data, tmp_path, **options, skip_bad=True).get_parsed_content("cases")
+    everyone = read_bundle("train.json", dataset_dir=str(data), **options).parser.get_parsed_content("cases")
+    ids = [
+        [{case["case_id"] for case in part} for part in (each.training, each.validation, each.test)]
+        for each in (classified, everyone)
+    ]
+    assert ids[1] == [ids[0][0] | {f"unknown_{kind}_{number}" for kind in "ab" for number in range(5)}, *ids[0][1:]]
 
 
 @pytest.mark.parametrize("name", ["accuracy", "auroc", "balanced_accuracy", "f1_rows"])

@@ -194,6 +194,19 @@ def test_pictures(tmp_path: Path, channels: int) -> None:
     assert (tmp_path / "out/a/a_panel.png").is_file()
 
 
+def test_pictures_and_slices_in_nifti_keep_their_shape(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_nifti(tmp_path / f"data/{name}.nii.gz", (40, 56, 1), np.diag([2.0, 3.0, 4.0, 1.0]))
+    pictures = {"modality": "image2d", "spatial_dims": 2}
+    train(tmp_path / "data", tmp_path / "run", max_epochs=1, **pictures)
+    infer(tmp_path / "data", tmp_path / "out", tmp_path / "run/models/model.pt", **pictures)
+    infer(tmp_path / "data", tmp_path / "slices", tmp_path / "run/models/model.pt", spatial_dims=2, modality="mr")
+    for folder in ("out", "slices"):
+        for image in results(tmp_path / folder, "a").values():
+            assert image.shape == (40, 56, 1)
+            np.testing.assert_allclose(image.affine, np.diag([2.0, 3.0, 4.0, 1.0]))
+
+
 def test_two_runs_give_one_result(trained: Trained, tmp_path: Path) -> None:
     data = write_cases(tmp_path / "data", 1)
     model = trained(masker="%maskers::uniform") / "models/model.pt"

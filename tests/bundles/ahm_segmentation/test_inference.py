@@ -117,6 +117,20 @@ def test_picture(tmp_path: Path, channels: int) -> None:
     assert (tmp_path / "out/p/p_quicklook.png").is_file()
 
 
+@pytest.mark.parametrize("shape", [(40, 56), (40, 56, 1)])
+def test_picture_in_nifti_keeps_shape_and_affine(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    square = np.zeros((40, 56), np.float32)
+    square[5:20, 30:50] = 255
+    affine = np.array([[-2.0, 0, 0, 5], [0, 3, 0, 6], [0, 0, 4, 7], [0, 0, 0, 1]])
+    (tmp_path / "data").mkdir()
+    nib.save(nib.Nifti1Image(square.reshape(shape), affine), tmp_path / "data/p.nii.gz")
+    options = write_threshold(tmp_path / "model.pt", 2, modality="image2d")
+    infer(tmp_path / "data", tmp_path / "out", tmp_path / "model.pt", **options)
+    found = result(tmp_path / "out", "p")
+    np.testing.assert_array_equal(found.dataobj, square.reshape(shape) > 0)
+    np.testing.assert_allclose(found.affine, affine)
+
+
 @pytest.mark.parametrize("whole_folder", [True, False], ids=["series", "one file"])
 def test_dicom_comes_back_as_nifti_and_dicom_seg(tmp_path: Path, whole_folder: bool) -> None:
     values = write_series(
@@ -132,7 +146,6 @@ def test_dicom_comes_back_as_nifti_and_dicom_seg(tmp_path: Path, whole_folder: b
     assert (folder / f"{folder.name}_quicklook.png").is_file()
     truth = LoadImage(reader=ITKReader())(source)
     found = np.asarray(image.dataobj)
-    found = found if whole_folder else found[..., None]  # MONAI writes a single slice without its third axis
     assert found.shape == tuple(truth.shape)
     np.testing.assert_allclose(image.affine, truth.affine.numpy(), atol=1e-3)
     middle = np.percentile(truth.numpy(), [1, 99]).mean()
