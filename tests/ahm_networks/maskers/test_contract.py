@@ -188,6 +188,13 @@ class TestDecision:
         loss = masker.loss([(decision, torch.rand(3, 1, *SIZE[dims]))] * masker.num_samples)
         assert loss is None or torch.isfinite(loss)
 
+    def test_learns_from_a_reward_in_double_precision(self, name: str, dims: int) -> None:
+        masker, image = build(name, dims), image_of(dims)
+        loss = masker.loss([(decision, reward.double()) for decision, reward in steps_for(masker, image)])
+        if loss is not None:
+            loss.backward()
+            assert all(torch.isfinite(p.grad).all() for p in masker.parameters() if p.grad is not None)
+
     def test_under_bfloat16_autocast(self, name: str, dims: int) -> None:
         masker, image = build(name, dims), image_of(dims)
         with torch.autocast("cpu", torch.bfloat16):
