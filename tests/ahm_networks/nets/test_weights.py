@@ -319,9 +319,10 @@ class TestRefusal:
         with pytest.raises(ValueError, match=r"; [1-9]\d* agree in name but not in shape \['convInit.conv.weight"):
             transfer_weights(build("segresnet", init_filters=16), pretrained("segresnet").state_dict())
 
-    def test_nothing_at_all(self, build):
-        with pytest.raises(ValueError, match=r"the weights \[\]"):
-            transfer_weights(build("unet"), {})
+    @pytest.mark.parametrize("weights", [{}, {"model": {"0.weight": torch.ones(1)}, "epoch": 3}, "model.pt"])
+    def test_nothing_at_all(self, build, weights):
+        with pytest.raises(ValueError, match="weights: expected a state_dict, as read_weights reads it from a file"):
+            transfer_weights(build("unet"), weights)
 
     def test_unknown_part(self, build):
         with pytest.raises(ValueError, match="part: expected one of encoder, all, got 'decoder'"):
