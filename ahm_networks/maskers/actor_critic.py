@@ -58,7 +58,7 @@ class ActorCriticMasker(Masker):
         value_weight: weight of the value loss.
         entropy_weight: of the entropy bonus at the start and at the end of the training.
         entropy_floor: share of the largest entropy below which a penalty acts; 0 switches it off.
-        num_samples: masks drawn per image and step.
+        num_samples: masks that the training draws per image and step: so many decisions go to :meth:`loss` together.
         features: ``strided`` or ``vgg16``.
         features_weights: file with VGG16's weights.
         **kwargs: ``foreground_threshold`` and ``seed`` of :class:`Masker`.
