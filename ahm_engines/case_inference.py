@@ -46,8 +46,8 @@ class CaseResult(NamedTuple):
 class TolerantDataset(Dataset):
     """MONAI's ``Dataset`` whose items say what went wrong where a transform raises, also in worker processes.
 
-    Items are those of ``transform`` with ``files``, the names of the case's image files; a case that cannot be loaded
-    becomes ``{"case_id", "failure"}``.
+    Items are those of ``transform`` with ``files``, the names of the case's image files; a case that cannot be loaded,
+    or whose image has one value everywhere (empty, all NaN, outside of the window), becomes ``{"case_id", "failure"}``.
 
     Args:
         data: case dictionaries with ``image`` and ``case_id``.
@@ -58,7 +58,13 @@ class TolerantDataset(Dataset):
         case = self.data[index]
         files = [str(name) for name in ensure_tuple(case["image"])]
         try:
-            return {**super()._transform(index), "files": files}
+            item = super()._transform(index)
+            if item["image"].min() == item["image"].max():
+                raise ValueError(
+                    "expected an image that shows something, after preprocessing it has one value everywhere: it is "
+                    "constant, holds no finite voxel, or lies outside of the window of intensities."
+                )
+            return {**item, "files": files}
         except Exception as error:  # every format and transform has its own
             return {"case_id": case["case_id"], "failure": _describe(error, [*files, str(case.get("mask", ""))])}
 

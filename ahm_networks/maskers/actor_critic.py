@@ -18,7 +18,7 @@ from ahm_networks.nets.policy import CellScorer, feature_network
 from ahm_networks.rl import functional as rl
 from ahm_networks.rl.running import RunningMoments
 from ahm_networks.rl.schedules import LinearSchedule, check_ends, check_share
-from ahm_transforms.masking.functional import cell_count, image_to_cells
+from ahm_transforms.masking.functional import cell_count
 
 __all__ = ["ActorCriticMasker"]
 
@@ -58,7 +58,7 @@ class ActorCriticMasker(Masker):
         value_weight: weight of the value loss.
         entropy_weight: of the entropy bonus at the start and at the end of the training.
         entropy_floor: share of the largest entropy below which a penalty acts; 0 switches it off.
-        num_samples: masks drawn per image and step.
+        num_samples: masks that the training draws per image and step: so many decisions go to :meth:`loss` together.
         features: ``strided`` or ``vgg16``.
         features_weights: file with VGG16's weights.
         **kwargs: ``foreground_threshold`` and ``seed`` of :class:`Masker`.
@@ -143,7 +143,7 @@ class ActorCriticMasker(Masker):
     def loss(self, steps: Sequence[Step]) -> Tensor:
         """Policy loss + value loss - entropy bonus + penalty below the entropy floor."""
         decisions = [_own(decision) for decision, _ in steps]
-        errors = [image_to_cells(reward, self.patch_size).flatten(1) for _, reward in steps]
+        errors = [self.reward_of_cells(decision, reward) for decision, reward in steps]
         for decision, error in zip(decisions, errors, strict=True):
             counted = error.clamp_min(0.0) if self.reward_scale == "log" else error
             self.reward_moments.update(counted, decision.cells.flatten(1))

@@ -129,6 +129,19 @@ class Masker(nn.Module, ABC):
         """
         return None
 
+    def reward_of_cells(self, decision: Decision, reward: Tensor) -> Tensor:
+        """Return the mean reward of each cell, ``[B, N]``.
+
+        Raises:
+            ValueError: when the reward is no voxel map of the decision's shape.
+        """
+        if reward.shape != decision.mask.shape:
+            raise ValueError(
+                f"reward: expected one number per voxel, of the mask's shape {tuple(decision.mask.shape)}, "
+                f"got {tuple(reward.shape)}; take the mean of an error over its channels."
+            )
+        return image_to_cells(reward, self.patch_size).flatten(1)
+
     def diagnostics(self, decision: Decision) -> dict[str, Tensor]:
         """Scalars worth logging about this masker's own learning; no values leave the device here."""
         return {}

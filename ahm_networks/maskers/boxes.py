@@ -22,7 +22,6 @@ from ahm_networks.nets.box_scorer import BoxScorer, BoxState
 from ahm_networks.nets.policy import feature_network
 from ahm_networks.rl.q_learning import best_action
 from ahm_networks.rl.schedules import LinearSchedule, check_ends, check_share
-from ahm_transforms.masking.functional import image_to_cells
 
 __all__ = ["BoxMasker"]
 
@@ -189,7 +188,7 @@ class BoxMasker(Masker):
         losses = []
         for decision, reward in steps:
             own = _own(decision)
-            error = image_to_cells(reward, self.patch_size).flatten(1)
+            error = self.reward_of_cells(own, reward)
             hidden = own.cells.flatten(1)
             rewards = self.reward(error, hidden, own.box_cells)
             draws = self.uniform(len(reward), device=reward.device)

@@ -15,7 +15,7 @@ from ahm_networks.maskers.base import Decision, Masker, Step
 from ahm_networks.maskers.drawing import draw_in_order
 from ahm_networks.nets.policy import CellScorer, feature_network
 from ahm_networks.rl.functional import gumbel, inclusion_probability, masked_mean, zscore_reward
-from ahm_transforms.masking.functional import cell_count, image_to_cells
+from ahm_transforms.masking.functional import cell_count
 
 __all__ = ["LossPredictionDecision", "LossPredictionMasker"]
 
@@ -103,7 +103,7 @@ class LossPredictionMasker(Masker):
         if not isinstance(decision, LossPredictionDecision):
             raise TypeError(f"decision: expected one of this masker's own, got {type(decision).__name__}.")
         hidden = decision.cells.flatten(1)
-        error = image_to_cells(reward, self.patch_size).flatten(1)
+        error = self.reward_of_cells(decision, reward)
         if self.loss_name == "rank":
             return _ranking_loss(decision.predicted, error, hidden)
         target = zscore_reward(error, hidden)

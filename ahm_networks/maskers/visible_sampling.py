@@ -15,7 +15,7 @@ from ahm_networks.maskers.base import Decision, Masker, Step
 from ahm_networks.nets.policy import CellScorer, feature_network
 from ahm_networks.rl.functional import EPS, categorical_entropy, gumbel, inclusion_probability, masked_mean
 from ahm_networks.rl.running import RunningMoments
-from ahm_transforms.masking.functional import choose_cells, image_to_cells
+from ahm_transforms.masking.functional import choose_cells
 
 __all__ = ["VisibleSamplingDecision", "VisibleSamplingMasker"]
 
@@ -108,7 +108,7 @@ class VisibleSamplingMasker(Masker):
     def _step_loss(self, decision: Decision, reward: Tensor) -> Tensor:
         log_p = _own(decision).logits.log_softmax(1)
         hidden = decision.cells.flatten(1)
-        error = image_to_cells(reward, self.patch_size).flatten(1).clamp_min(0.0)
+        error = self.reward_of_cells(decision, reward).clamp_min(0.0)
         self.error_moments.update(error, hidden)
         weight = torch.where(hidden, error / (self.error_moments.mean + EPS), 0.0)
         return -masked_mean(log_p * weight, hidden).mean()

@@ -28,7 +28,7 @@ class Target:
         tensors: by key.
         anchors: keys of the encoder's tensors, by which both sides are aligned; of an unknown network, all.
         readers: keys of the tensors that may read the image itself.
-        root: name of the module under which the encoder lies, empty for the network itself.
+        prefixes: of names, under which the encoder may lie, the shortest first.
         grid: patches per axis of the position embeddings, where there are any.
     """
 
@@ -36,7 +36,7 @@ class Target:
     tensors: dict[str, Tensor]
     anchors: list[str]
     readers: set[str]
-    root: str
+    prefixes: list[str]
     grid: tuple[int, ...] | None
 
     @classmethod
@@ -54,13 +54,15 @@ class Target:
             if part == "encoder":
                 raise
             kernels = [key for key, tensor in tensors.items() if tensor.ndim > 3]
-            return cls(names, tensors, list(tensors), set(kernels[:1]), "", None)
+            inside = [f"{name}." for name, module in network.named_modules() if name and any(module.children())]
+            return cls(names, tensors, list(tensors), set(kernels[:1]), sorted(["", *inside], key=len), None)
         anchors = _keys_of(tensors, [module for stage in stages for module in stage])
         readers = set(_keys_of(tensors, image_readers(network)))
         if part == "encoder":
             tensors = {key: tensors[key] for key in anchors}
         where = next(name for name, module in network.named_modules() if module is root)
-        return cls(names, tensors, anchors, readers, where, getattr(encoder_network(network), "feat_size", None))
+        grid = getattr(encoder_network(network), "feat_size", None)
+        return cls(names, tensors, anchors, readers, _prefixes(where), grid)
 
 
 def _unwrapped(network: nn.Module) -> nn.Module:
@@ -91,7 +93,7 @@ def pair_keys(target: Target, weights: Mapping[str, Tensor]) -> tuple[dict[str, 
     keys = {_renamed(key): key for key in weights} | {key: key for key in weights}
     sources = {name: weights[key] for name, key in keys.items()}
     anchors = {key: target.tensors[key] for key in target.anchors}
-    own_prefix, source_prefix = align_prefixes(anchors, sources, _prefixes(target.root))
+    own_prefix, source_prefix = align_prefixes(anchors, sources, target.prefixes)
     pairs: dict[str, str] = {}
     used = set()
     for key in target.tensors:

@@ -105,6 +105,9 @@ def transfer_weights(
     if part not in PARTS:
         raise ValueError(f"part: expected one of {', '.join(PARTS)}, got {part!r}.")
     target = Target.of(network, part)
+    if not isinstance(weights, Mapping) or not any(isinstance(value, Tensor) for value in weights.values()):
+        found = list(weights)[:5] if isinstance(weights, Mapping) else type(weights).__name__
+        raise ValueError(f"weights: expected a state_dict, as read_weights reads it from a file, got {found}.")
     weights = {key: value for key, value in weights.items() if isinstance(value, Tensor)}
     pairs, used = pair_keys(target, weights)
     adapter = Adapter(target, weights, pairs, image_channels, source_grid)

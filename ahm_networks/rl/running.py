@@ -40,6 +40,7 @@ class RunningMoments(nn.Module):
     @torch.no_grad()
     def update(self, values: Tensor, where: Tensor | None = None) -> None:
         """Take in ``values`` (those that ``where`` marks); an empty selection changes nothing."""
+        values = values.to(self.mean.dtype)  # half precision could not count that many, float64 does not mix
         where = torch.ones_like(values, dtype=torch.bool) if where is None else where
         total = where.to(values.dtype).sum()
         mean = torch.where(where, values, 0.0).sum() / total.clamp_min(1.0)

@@ -3,10 +3,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -98,6 +100,15 @@ def test_a_file_that_cannot_be_read_does_not_stop_the_others(tmp_path: Path, num
     assert len(lines) == 3
     assert lines[2].startswith("  case1")
     assert reason in lines[2]
+
+
+@pytest.mark.parametrize("value", [7.0, math.nan])
+def test_an_image_that_shows_nothing_is_a_failure_and_not_predicted_on(tmp_path: Path, value: float) -> None:
+    cases = write_cases(tmp_path / "in")
+    nib.save(nib.Nifti1Image(np.full((8, 9, 7), value, np.float32), np.eye(4)), cases[1]["image"])
+    with pytest.raises(IncompleteInferenceError, match=r"case1 +failed .*it has one value everywhere"):
+        prepare(cases, tmp_path / "out").run()
+    assert statuses(tmp_path / "out") == ["ok", "failed", "ok"]
 
 
 def test_a_case_that_the_network_fails_on_does_not_stop_the_others(tmp_path: Path) -> None:

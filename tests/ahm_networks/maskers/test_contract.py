@@ -188,6 +188,21 @@ class TestDecision:
         loss = masker.loss([(decision, torch.rand(3, 1, *SIZE[dims]))] * masker.num_samples)
         assert loss is None or torch.isfinite(loss)
 
+    @pytest.mark.parametrize("shape", [(3, 2), (1, 1), (3,)], ids=["channels", "one image", "no channel axis"])
+    def test_refuses_a_reward_of_another_shape(self, name: str, dims: int, shape: tuple[int, ...]) -> None:
+        masker = build(name, dims)
+        steps = [(masker(image_of(dims)), torch.rand(*shape, *SIZE[dims]))] * masker.num_samples
+        if name in LEARNED:
+            with pytest.raises(ValueError, match=r"reward: expected one number per voxel, of the mask's shape \(3, 1,"):
+                masker.loss(steps)
+
+    def test_learns_from_a_reward_in_double_precision(self, name: str, dims: int) -> None:
+        masker, image = build(name, dims), image_of(dims)
+        loss = masker.loss([(decision, reward.double()) for decision, reward in steps_for(masker, image)])
+        if loss is not None:
+            loss.backward()
+            assert all(torch.isfinite(p.grad).all() for p in masker.parameters() if p.grad is not None)
+
     def test_under_bfloat16_autocast(self, name: str, dims: int) -> None:
         masker, image = build(name, dims), image_of(dims)
         with torch.autocast("cpu", torch.bfloat16):

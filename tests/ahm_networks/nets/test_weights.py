@@ -288,6 +288,14 @@ class TestOtherNetworks:
         assert set(report.other_shape) == {"class_layers.out.weight", "class_layers.out.bias"}
         assert not report.missing and not report.unused
 
+    def test_all_of_a_network_of_ones_own_around_the_same_network(self, pretrained, build):
+        inner, source = build("unet"), pretrained("unet")
+        network = nn.ModuleDict({"head": nn.Linear(2, 2), "net": inner})
+        report = transfer_weights(network, source.state_dict(), part="all")
+        assert report.missing == ["head.weight", "head.bias"] and not report.unused
+        first = "model.0.conv.unit0.conv.weight"
+        assert torch.equal(inner.state_dict()[first], source.backbone.state_dict()[first])
+
     def test_encoder_of_a_network_without_known_encoder(self):
         network = DenseNet121(2, 1, 2, block_config=(1, 1))
         with pytest.raises(TypeError, match="expected one of UNet"):
@@ -313,9 +321,10 @@ class TestRefusal:
         with pytest.raises(ValueError, match=r"; [1-9]\d* agree in name but not in shape \['convInit.conv.weight"):
             transfer_weights(build("segresnet", init_filters=16), pretrained("segresnet").state_dict())
 
-    def test_nothing_at_all(self, build):
-        with pytest.raises(ValueError, match=r"the weights \[\]"):
-            transfer_weights(build("unet"), {})
+    @pytest.mark.parametrize("weights", [{}, {"model": {"0.weight": torch.ones(1)}, "epoch": 3}, "model.pt"])
+    def test_nothing_at_all(self, build, weights):
+        with pytest.raises(ValueError, match="weights: expected a state_dict, as read_weights reads it from a file"):
+            transfer_weights(build("unet"), weights)
 
     def test_unknown_part(self, build):
         with pytest.raises(ValueError, match="part: expected one of encoder, all, got 'decoder'"):

@@ -351,6 +351,13 @@ class TestRunningMoments:
         moments.update(torch.tensor([1.0, 3.0, INF, math.nan]), torch.tensor([True, True, False, False]))
         assert (float(moments.mean), float(moments.var)) == (2.0, 1.0)
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+    def test_values_of_another_precision(self, dtype: torch.dtype) -> None:
+        moments = RunningMoments()
+        moments.update(torch.tensor([1.0, 3.0], dtype=dtype).repeat(40_001))  # float16 does not count to 80002
+        assert (float(moments.mean), float(moments.var)) == (pytest.approx(2.0), pytest.approx(1.0))
+        assert moments.mean.dtype == torch.float32
+
     def test_travels_with_the_checkpoint(self) -> None:
         moments, other = RunningMoments(), RunningMoments()
         moments.update(torch.tensor([4.0, 8.0]))
