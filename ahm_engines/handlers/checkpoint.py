@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import shutil
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -20,19 +21,30 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ahm_engines.files import writable_folder, write_atomically
 from ahm_engines.finite import check_weights
-from ahm_engines.reports.patients import trained_patients, write_trained_patients
+from ahm_engines.reports.patients import PATIENTS, trained_patients, write_trained_patients
 from ahm_networks.processes import number_of_processes
 
 __all__ = ["Checkpoints", "check_fit", "load_checkpoint", "restore_objects", "save_checkpoint"]
 
 BEST, LAST = "model.pt", "last.pt"
+PREVIOUS = "previous"  # folder beside them
 logger = logging.getLogger(__name__)
 
 
 def save_checkpoint(path: str | Path, objects: Mapping[str, Any], **facts: Any) -> Path:
-    """Write the ``state_dict`` of every object, and plain facts beside them, in one atomic step."""
+    """Write the ``state_dict`` of every object, and plain facts beside them, in one atomic step.
+
+    Raises:
+        OSError: when it cannot be written; a file that was there before stays as it is.
+    """
     content = {name: _plain(item).state_dict() for name, item in objects.items()} | facts
-    return write_atomically(path, lambda file: torch.save(content, file))
+    try:
+        return write_atomically(path, lambda file: torch.save(content, file))
+    except RuntimeError as error:  # of torch, on its way out of a file that took no more, or out of an interruption
+        cause = error.__context__
+        if isinstance(cause, OSError):
+            raise OSError(f"{path}: cannot be written ({cause.strerror}).") from cause
+        raise error if cause is None or isinstance(cause, Exception) else cause from None
 
 
 def load_checkpoint(path: str | Path, objects: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -95,7 +107,9 @@ class Checkpoints:
     writes; all of them read, and none leaves the training before both files are written.
 
     A training that goes on with the same ``max_epochs`` ends as one that never stopped. With another one, schedules of
-    the learning rate keep the length that they were built with, and go on from the step they had reached.
+    the learning rate keep the length that they were built with, and go on from the step they had reached. A training
+    that begins anew in a folder with checkpoints moves those into ``previous``, with a warning, before it saves its
+    first; those that are there already go.
 
     Args:
         save_dir: folder for both files.
@@ -134,6 +148,7 @@ class Checkpoints:
         self.every = every
         self.trainer: Engine | None = None
         self.max_epochs: int | None = None
+        self.owns_files = False  # what lies in the folder is of this training
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer, behind the handler that runs the validation."""
@@ -159,6 +174,8 @@ class Checkpoints:
         content = load_checkpoint(last)
         check_fit(last, content, self.objects)
         _check_patients(last, set(self.patients))
+        _warn_of_other_settings(last, content.get("provenance", {}), self.provenance)
+        self.owns_files = True
         state = content["trainer"]
         if state["epoch_length"] != engine.state.epoch_length:
             raise ValueError(
@@ -201,6 +218,9 @@ class Checkpoints:
         if idist.get_rank() != 0 or self.trainer is None:
             return
         check_weights({key: item for key, item in self.objects.items() if isinstance(item, nn.Module)})
+        if not self.owns_files:
+            _set_aside(self.folder)
+            self.owns_files = True
         state = self.trainer.state
         place = {"epoch": state.epoch, "iteration": state.iteration, "epoch_length": state.epoch_length}
         place["max_epochs"] = self.max_epochs
@@ -219,6 +239,29 @@ class Checkpoints:
             return {"metric": None, "epoch": -1, "name": None}
         state = self.evaluator.state
         return {"metric": state.best_metric, "epoch": state.best_metric_epoch, "name": state.key_metric_name}
+
+
+def _set_aside(folder: Path) -> None:
+    """Keep the checkpoints of an earlier training, the last one that there was."""
+    files = [folder / name for name in (LAST, BEST, PATIENTS) if (folder / name).is_file()]
+    if files:
+        shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
+        (folder / PREVIOUS).mkdir()
+        for file in files:
+            file.rename(folder / PREVIOUS / file.name)
+        logger.warning(
+            "%s holds another training, which this one does not resume: its checkpoints are kept in %s, until another "
+            "one begins here.",
+            *(folder, folder / PREVIOUS),
+        )
+
+
+def _warn_of_other_settings(last: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Whoever goes on may change how images are cut and masked, but should know."""
+    old, new = (facts.get("settings") or {} for facts in (before, now))
+    changed = [f"{key} was {old[key]}, is {new[key]}" for key in old.keys() & new.keys() if old[key] != new[key]]
+    if changed:
+        logger.warning("%s: resumed with other settings: %s.", last, "; ".join(sorted(changed)))
 
 
 def _take_best(evaluator: Engine, best: Mapping[str, Any]) -> None:

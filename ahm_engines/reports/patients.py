@@ -12,9 +12,11 @@ from ahm_engines.files import write_json
 from ahm_transforms.io.dicom import short_hash
 from ahm_transforms.io.json_file import read_json
 
-__all__ = ["patient_hashes", "trained_patients", "warn_of_trained_patients", "write_trained_patients"]
+__all__ = ["PATIENTS", "patient_hashes", "trained_patients", "warn_of_trained_patients", "write_trained_patients"]
 
-NAME = "patients.json"  # beside the checkpoint, not in it: who hands weights on need not say whose scans taught them
+PATIENTS = (
+    "patients.json"  # beside the checkpoint, not in it: who hands weights on need not say whose scans taught them
+)
 TRAINED_ON = "trained_on"
 logger = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ def patient_hashes(cases: Sequence[Mapping[str, Any]]) -> list[str]:
 def write_trained_patients(checkpoint: str | Path, hashes: Sequence[str]) -> None:
     """Note beside a checkpoint whom it was trained on; nothing is written for nobody."""
     if hashes:
-        write_json(Path(checkpoint).with_name(NAME), {TRAINED_ON: list(hashes)})
+        write_json(Path(checkpoint).with_name(PATIENTS), {TRAINED_ON: list(hashes)})
 
 
 def trained_patients(checkpoint: str | Path) -> set[str]:
@@ -44,7 +46,7 @@ def trained_patients(checkpoint: str | Path) -> set[str]:
     Raises:
         ValueError: when the file cannot be read.
     """
-    path = Path(checkpoint).with_name(NAME)
+    path = Path(checkpoint).with_name(PATIENTS)
     return set(read_json(path, "patients")[TRAINED_ON]) if path.is_file() else set()
 
 

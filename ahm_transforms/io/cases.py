@@ -141,7 +141,7 @@ def load_cases(
             can be used, a class of ``split_classes`` occurs nowhere, or labels are given without a folder of images or
             beside a datalist.
     """
-    check_dims(spatial_dims)
+    check_dims(spatial_dims, pictures=pictures)
     by_class = {"class_pattern": class_pattern, "labels_csv": labels_csv}
     _check_labels(dataset_dir, datalist, labels_dir=labels_dir, classes=split_classes, **by_class)
     template = partial(template_cases, spatial_dims=spatial_dims)
@@ -171,10 +171,12 @@ def load_cases(
     return Cases(*keep_usable(split, checked.cases), left_out, checked.geometry)
 
 
-def check_dims(spatial_dims: int) -> None:
-    """Stop unless there are 2 or 3 spatial dimensions."""
+def check_dims(spatial_dims: int, *, pictures: bool | None = None) -> None:
+    """Stop unless there are 2 or 3 spatial dimensions, of pictures 2."""
     if spatial_dims not in (2, 3):
         raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
+    if pictures and spatial_dims != 2:
+        raise ValueError("spatial_dims: expected 2 for pictures (modality image2d), got 3: pass --spatial_dims 2.")
 
 
 def check_found(found: Found, *, skip_bad: bool, where: str, **options: Any) -> tuple[Checked, list[LeftOut]]:

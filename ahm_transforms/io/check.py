@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -97,11 +97,12 @@ def check_cases(
             results[image] = group
             _remember(group, memory)
     seen = [result for group in results.values() for result in group]
-    odd = {case_name(result.case): result.odd for result in seen if result.odd}
+    called = case_names(cases)
+    odd = {called[result.case["case_id"]]: result.odd for result in seen if result.odd}
     if odd:
         names = ", ".join(f"{name} ({what})" for name, what in odd.items())
         LOGGER.warning("%d image(s) hold NaN, infinite or constant values: %s", len(odd), names)
-    like_labels = list(dict.fromkeys(case_name(result.case) for result in seen if result.like_labels))
+    like_labels = list(dict.fromkeys(called[result.case["case_id"]] for result in seen if result.like_labels))
     if like_labels:
         names = ", ".join(like_labels[:NAMES_SHOWN]) + (", ..." if len(like_labels) > NAMES_SHOWN else "")
         LOGGER.warning(
@@ -113,7 +114,7 @@ def check_cases(
         cases=[result.case for result in good],
         geometry={result.case["case_id"]: result.geometry for result in good},
         classes={result.case["case_id"]: result.classes for result in good},
-        bad=[LeftOut(case_name(result.case), result.bad) for result in seen if result.bad],
+        bad=[LeftOut(called[result.case["case_id"]], result.bad) for result in seen if result.bad],
     )
 
 
@@ -146,6 +147,14 @@ def case_name(case: Case) -> str:
     if isinstance(image, list):
         return f"{case['case_id']} in {Path(image[0]).parent.name}"
     return Path(image).name
+
+
+def case_names(cases: Sequence[Case]) -> dict[str, str]:
+    """Return by case id how a report calls these cases; files of one name have their id beside it."""
+    places = {str(case["image"]): case_name(case) for case in cases}
+    counts = Counter(places.values())
+    ids = {case["case_id"]: places[str(case["image"])] for case in cases}
+    return {case_id: name if counts[name] == 1 else f"{name} ({case_id})" for case_id, name in ids.items()}
 
 
 def unreadable(error: OSError) -> str:

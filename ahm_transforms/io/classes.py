@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ahm_transforms.io._types import Case, LeftOut, Source
-from ahm_transforms.io.check import case_name
+from ahm_transforms.io.check import case_names
 from ahm_transforms.io.pairs import place_of
 from ahm_transforms.io.spelling import nfc
 
@@ -53,12 +53,13 @@ def add_classes(
     name_of = _by_table(source, labels_csv) if labels_csv is not None else _by_pattern(source, classes, class_pattern)
     use_own = labels_csv is None and class_pattern is None
     cases: list[Case] = []
+    called = case_names(source.found.cases)
     for case in source.found.cases:
         try:
             name = case["label"] if use_own and "label" in case else name_of(case)
             cases.append({**case, "label": _index(name, classes)})
         except ValueError as error:
-            source.found.bad.append(LeftOut(case_name(case), str(error)))
+            source.found.bad.append(LeftOut(called[case["case_id"]], str(error)))
     source.found.cases[:] = cases
 
 

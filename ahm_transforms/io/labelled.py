@@ -81,7 +81,7 @@ def load_segmentation_cases(
         OSError: files cannot be written to ``cache_dir``.
         ValueError: an option is wrong, nothing of a part can be used, or a class occurs in no training case.
     """
-    check_dims(spatial_dims)
+    check_dims(spatial_dims, pictures=pictures)
     _refuse_for_template(dataset_dir, datalist, labels_dir=labels_dir, label_values=label_values)
     names = class_names(classes)
     values = values_of_classes(len(names), label_values)
@@ -171,7 +171,7 @@ def load_classification_cases(
         OSError: files cannot be written to ``cache_dir``.
         ValueError: an option is wrong, nothing of a part can be used, or a class occurs in no training case.
     """
-    check_dims(spatial_dims)
+    check_dims(spatial_dims, pictures=pictures)
     _refuse_for_template(dataset_dir, datalist, class_pattern=class_pattern, labels_csv=labels_csv, masks_dir=masks_dir)
     names = class_names(classes)
     template = partial(template_classification, names, spatial_dims=spatial_dims)

@@ -8,7 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from ahm_transforms.io._types import Case, Found, LeftOut, LeftOutCase, Source
-from ahm_transforms.io.check import case_name
+from ahm_transforms.io.check import case_name, case_names
 from ahm_transforms.io.dicom import DICOM_SUFFIXES
 from ahm_transforms.io.find import LABEL_FOLDER
 from ahm_transforms.io.reader import IMAGE_SUFFIXES, NIFTI_SUFFIXES, has_suffix, is_nifti_or_picture
@@ -88,10 +88,11 @@ def with_masks(found: Found, path: str | Path, masks_dir: str | Path | None, *, 
 
 def move_without(source: Source, key: str, *, to: list[LeftOut]) -> None:
     """Move the cases that have no ``key`` to a list of what is not used."""
+    called = case_names(source.found.cases)
     without = [case for case in source.found.cases if case[key] is None]
     source.found.cases[:] = [case for case in source.found.cases if case[key] is not None]
     for case in without:
-        to.append(LeftOutCase(case_name(case), f"no {key}", case["case_id"]))
+        to.append(LeftOutCase(called[case["case_id"]], f"no {key}", case["case_id"]))
 
 
 def find_pairs(cases: Sequence[Case], *, root: Path, folder: str | Path | None = None) -> dict[str, str]:

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import errno
 import json
 import logging
 import os
@@ -214,6 +215,78 @@ def test_the_old_checkpoint_survives_a_failed_write(tmp_path, monkeypatch):
         save_checkpoint(path, {"model": network})
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["last.pt"]
+
+
+@pytest.mark.parametrize(
+    ("cause", "text"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), r"last\.pt: cannot be written \(No space left"),
+        (KeyboardInterrupt(), ""),
+    ],
+)
+def test_what_ended_a_write_is_told_and_the_old_checkpoint_stays(tmp_path, monkeypatch, cause, text):
+    """torch.save tells of its own file, which was then left in mid-record."""
+    path = save_checkpoint(tmp_path / "last.pt", {"model": torch.nn.Linear(2, 2)})
+    before, save = path.read_bytes(), torch.save
+
+    class Full:
+        def __init__(self, file):
+            self.file, self.left = file, 1000
+
+        def write(self, data):
+            self.left -= len(data)
+            if self.left < 0:
+                raise cause
+            return self.file.write(data)
+
+        def flush(self):
+            pass
+
+    monkeypatch.setattr(torch, "save", lambda content, file: save(content, Full(file)))
+    with pytest.raises(type(cause), match=text):
+        save_checkpoint(path, {"model": torch.nn.Linear(50, 50)})
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["last.pt"]
+
+
+def test_a_new_training_keeps_the_checkpoints_of_the_one_before(tmp_path, caplog):
+    def saved(folder):
+        return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+    rates(tmp_path, "step", 3, patients=["a"])
+    first = saved(tmp_path)
+    rates(tmp_path, "step", 4, patients=["a"], resume=True)
+    assert not (tmp_path / "previous").exists() and "previous" not in caplog.text
+    resumed = saved(tmp_path)
+    rates(tmp_path, "step", 2)
+    assert saved(tmp_path / "previous") == resumed != first
+    assert "holds another training, which this one does not resume" in caplog.text and "previous" in caplog.text
+    assert set(saved(tmp_path)) == {"last.pt"}  # and nothing of the patients of the other
+    second = saved(tmp_path)
+    rates(tmp_path, "step", 1)
+    assert saved(tmp_path / "previous") == second
+
+
+def test_a_training_that_fails_before_it_saves_leaves_what_is_there(tmp_path):
+    rates(tmp_path, "step", 1)
+    before = (tmp_path / "last.pt").read_bytes()
+    run(tmp_path, 1, stop_after=1)
+    assert (tmp_path / "last.pt").read_bytes() == before and not (tmp_path / "previous").exists()
+
+
+def test_whoever_resumes_with_other_settings_is_told(tmp_path, caplog):
+    def train(**settings):
+        network = torch.nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(network.parameters(), 0.1)
+        batches = [{"image": torch.ones(1, 1), "label": torch.ones(1, 1)}]
+        handler = Checkpoints(tmp_path, {"model": network}, resume=True, provenance={"settings": settings})
+        options = {"train_handlers": [handler], "decollate": False}
+        SupervisedTrainer("cpu", 1, batches, network, optimizer, torch.nn.MSELoss(), **options).run()
+
+    train(patch_size=4, masker="a3c")
+    train(patch_size=4, masker="a3c")
+    assert "settings" not in caplog.text
+    train(patch_size=8, masker="a3c")
+    assert "last.pt: resumed with other settings: patch_size was 4, is 8." in caplog.text
 
 
 def test_a_checkpoint_of_another_architecture_is_refused_and_nothing_is_loaded(tmp_path):

@@ -203,3 +203,17 @@ def test_pictures_are_refused_where_volumes_are_expected(tmp_path: Path, spatial
     assert {name for name, _ in caught.value.bad} == {"a_png.png", "a_jpg.jpg", "a_tif.tif", "slice.nii.gz"}
     assert all("size (" in reason and "pass --modality image2d" in reason for _, reason in caught.value.bad)
     assert len(load_cases(tmp_path, spatial_dims=2, val_fraction=0).training) == 5
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for name in ("p1/T1", "p2/T1", "p2/T2"):
+        write_nifti(tmp_path / f"{name}.nii.gz")
+        truncate(tmp_path / f"{name}.nii.gz")
+    with pytest.raises(BadCasesError) as caught:
+        load_cases(tmp_path)
+    assert [bad.name for bad in caught.value.bad] == ["T1.nii.gz (p1_T1)", "T1.nii.gz (p2_T1)", "T2.nii.gz"]
+
+
+def test_pictures_want_two_dimensions(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected 2 for pictures \(modality image2d\), got 3: pass --spatial_dims 2"):
+        load_cases(tmp_path, pictures=True)
