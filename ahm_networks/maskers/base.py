@@ -6,6 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -107,6 +108,8 @@ class Masker(nn.Module, ABC):
         self.spatial_dims = spatial_dims
         self.patch_size = patch_shape(patch_size, spatial_dims)
         self.mask_ratio = check_mask_ratio(mask_ratio)
+        if not isinstance(foreground_threshold, Real | None):
+            raise ValueError(f"foreground_threshold: expected a number or None, got {foreground_threshold!r}.")
         self.foreground_threshold = foreground_threshold
         self._generator = torch.Generator().manual_seed(seed)
 

@@ -96,7 +96,10 @@ def case_of_file(path: Path, *, root: Path, patient_pattern: str | None = None) 
 def _patient(relative: Path, case_id: str, pattern: str | None) -> str:
     if pattern is None:
         return case_id
-    match = re.search(nfc(pattern), nfc(relative.as_posix()))
+    try:
+        match = re.search(nfc(pattern), nfc(relative.as_posix()))
+    except re.error as error:
+        raise ValueError(f"patient_pattern {pattern!r} is no regular expression: {error}.") from error
     if match is None:
         raise ValueError(f"patient_pattern {pattern!r} finds no patient in {relative.as_posix()!r}.")
     return match.group(1) if match.re.groups else match.group(0)

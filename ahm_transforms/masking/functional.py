@@ -10,6 +10,7 @@ hidden, everywhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import cast
 
 import torch
@@ -36,7 +37,7 @@ def check_mask_ratio(mask_ratio: float, name: str = "mask_ratio") -> float:
     Raises:
         ValueError: for any other value (NaN included).
     """
-    if not 0.0 < float(mask_ratio) < 1.0:
+    if not isinstance(mask_ratio, Real) or not 0.0 < mask_ratio < 1.0:
         raise ValueError(f"{name}: expected a number between 0 and 1 (both excluded), got {mask_ratio!r}.")
     return float(mask_ratio)
 

@@ -365,6 +365,11 @@ class TestErrors:
             MASKERS[name](2, 8, ratio)
 
     @every_masker
+    def test_threshold_that_is_no_number(self, name: str) -> None:
+        with pytest.raises(ValueError, match="foreground_threshold: expected a number or None, got 'high'"):
+            MASKERS[name](2, 8, RATIO, foreground_threshold="high")
+
+    @every_masker
     @pytest.mark.parametrize(("dims", "patch"), [(1, 8), (4, 8), (3, (8, 8)), (2, (8, 8, 8)), (2, 0)])
     def test_axes_and_patch_that_do_not_fit(self, name: str, dims: int, patch: int | tuple[int, ...]) -> None:
         with pytest.raises(ValueError, match="spatial_dims" if dims in (1, 4) else "patch_size"):

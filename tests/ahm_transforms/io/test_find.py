@@ -86,6 +86,8 @@ def test_patients_are_found_by_pattern(tmp_path: Path) -> None:
     assert sorted(patients) == ["patient002", "patient002", "patient007"]
     with pytest.raises(ValueError, match=r"patient_pattern '\^sub' finds no patient in 'patient002_frame01.nii.gz'"):
         find_cases(tmp_path, patient_pattern="^sub")
+    with pytest.raises(ValueError, match=r"patient_pattern '\(' is no regular expression: missing \)"):
+        find_cases(tmp_path, patient_pattern="(")
 
 
 def test_pattern_sees_the_folders_too(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from ahm_transforms.masking import (
 )
 
 
-@pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 1.5, float("nan"), "75%", "0.5", None])
 def test_ratio_outside_the_open_interval_is_refused(ratio):
     with pytest.raises(ValueError, match="mask_ratio: expected a number between 0 and 1"):
         check_mask_ratio(ratio)
