@@ -29,6 +29,7 @@ __all__ = [
 
 BEST, OPTIONS = "model.pt", "options.json"
 FINETUNING = {"segmentation": "ahm_segmentation", "classification": "ahm_classification"}
+FURTHER_DRAW = 1_000_000  # added to the seed of a finetuning
 LABELLING = ("label_values", "allow_empty_labels")
 
 
@@ -155,7 +156,8 @@ def make_job(
     common = {key: study.data[key] for key in COMMON if key in study.data}
     if pretraining and "skip_bad" in study.data:
         common["skip_bad"] = study.data["skip_bad"]  # smaller than a patch is bad only there
-    options = {**common, **own, "max_epochs": epochs, "seed": cell.seed}
+    seed = cell.seed if pretraining else cell.seed + FURTHER_DRAW * arm.draw
+    options = {**common, **own, "max_epochs": epochs, "seed": seed}
     paths = {
         "dataset_dir": study.data.get("dataset_dir") or str(Path(study.data["datalist"]).parent),
         "datalist": str(datalist),

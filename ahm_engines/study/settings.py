@@ -21,6 +21,7 @@ LABELS = {
     "segmentation": ("labels_dir", "label_values", "allow_empty_labels"),
     "classification": ("class_pattern", "labels_csv"),
 }
+MOST_DRAWS = 1000
 PATTERNS = ("patient_pattern", "class_pattern")
 NETWORK = ("architecture", "architecture_args", "backbone", "backbone_args", "spacing_mm")  # of finetuning
 FINDING = ("dataset_dir", "datalist", "slices", "classes", "patient_pattern", "skip_bad", "unit")
@@ -37,6 +38,7 @@ class Arm:
         overlays: configuration files of ``ahm_pretrain`` to lay over ``train.json``.
         pretrained_by: the arm whose pretraining this one shares; they differ only in finetuning.
         equal_time: the arm whose pretraining time this one gets; its epochs follow from the measured times of a step.
+        draw: another number, another draw of what chance decides in finetuning (new weights, order and cuts of images).
         compare_with: the arms to compare it with.
     """
 
@@ -46,7 +48,13 @@ class Arm:
     overlays: list[str] = field(default_factory=list)
     pretrained_by: str | None = None
     equal_time: str | None = None
+    draw: int = 0
     compare_with: list[str] = field(default_factory=list)
+
+    @property
+    def is_scratch(self) -> bool:
+        """Whether others are compared with it: not pretrained, and no further draw of such an arm."""
+        return self.pretrain is None and self.draw == 0
 
     def finetunes_like(self, other: Arm) -> bool:
         """Whether both finetune the same network at the same spacing, so that their scores can be compared."""
@@ -60,8 +68,8 @@ class Arm:
 
 
 def scratch_like(arm: Arm, arms: Mapping[str, Arm]) -> list[str]:
-    """Names of the arms from scratch that finetune the network of an arm."""
-    return [name for name, other in arms.items() if other.pretrain is None and other.finetunes_like(arm)]
+    """Names of the arms from scratch that finetune the network of an arm; not of their further draws."""
+    return [name for name, other in arms.items() if other.is_scratch and other.finetunes_like(arm)]
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,8 @@ class Study:
             raise ValueError(f"arms: expected a name that can be part of a folder's, got {name!r}.")
         if not isinstance(arm.title, str):
             raise ValueError(f"arms.{name}.title: expected a text, got {arm.title!r}.")
+        if not isinstance(arm.draw, int) or not 0 <= arm.draw < MOST_DRAWS:
+            raise ValueError(f"arms.{name}.draw: expected a whole number from 0 to {MOST_DRAWS - 1}, got {arm.draw!r}.")
         if "key_metric" in arm.finetune:
             raise ValueError(f"arm {name!r}: key_metric is the same for all arms; give it under finetune.")
         others = [*arm.compare_with, *filter(None, (arm.equal_time, arm.pretrained_by))]

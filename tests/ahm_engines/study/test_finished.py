@@ -51,6 +51,9 @@ def test_steps_are_raced_against_scratch_of_the_same_network(tmp_path: Path) -> 
     }
     study = read_finished(write_settings(tmp_path, arms=arms, seeds={"1.0": [0]}))
     assert [study.scratch_of(name) for name in arms] == ["scratch", "scratch", None]
+    drawn = {"again": {"title": "again", "draw": 1, "compare_with": ["scratch"]}} | arms
+    study = read_finished(write_settings(tmp_path, arms=drawn, seeds={"1.0": [0]}))
+    assert study.scratch == study.scratch_of("again") == "scratch"
     more = arms | {"scratch_unetr": {"title": "UNETR", "finetune": vit}}
     study = read_finished(write_settings(tmp_path, arms=more, seeds={"1.0": [0]}))
     assert study.scratch_of("mae") == "scratch_unetr"
