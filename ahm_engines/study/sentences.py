@@ -112,6 +112,8 @@ def caveats(comparisons: Sequence[Comparison]) -> list[str]:
         "Choosing the best arm after looking makes it worse.",
         "A seed is a split of the patients, a choice of labelled ones, a pretraining and a finetuning. Splits share "
         "patients, so seeds are not independent: the intervals speak of this data set, not of another one.",
+        "All arms of a seed are compared with the same run of a reference: where that was lucky, all are behind at "
+        "once, and their number proves nothing. The arm scratch_again, another draw of scratch, shows what luck does.",
     ]
 
 
