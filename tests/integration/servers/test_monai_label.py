@@ -182,7 +182,7 @@ def test_what_is_not_there(site: Site, model: str, image: str, said: str) -> Non
 def test_a_picture_for_a_model_of_volumes(site: Site) -> None:
     picture = site.labels.parents[1] / "pictures/images/picture0.png"
     assert site.server.infer(BOXES, file=picture).status_code == 500
-    assert site.server.said("Inputs must have 5 dimensions for 3D roi_size")
+    assert site.server.said("expected a volume for modality mr or ct: pass --modality image2d")
 
 
 def test_the_stock_strategies_choose_scans_without_a_label(site: Site) -> None:
