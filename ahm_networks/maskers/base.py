@@ -133,7 +133,7 @@ class Masker(nn.Module, ABC):
         return None
 
     def reward_of_cells(self, decision: Decision, reward: Tensor) -> Tensor:
-        """Return the mean reward of each cell, ``[B, N]``.
+        """Return the mean reward of each cell, ``[B, N]``, in the precision of the masker's weights.
 
         Raises:
             ValueError: when the reward is no voxel map of the decision's shape.
@@ -143,7 +143,8 @@ class Masker(nn.Module, ABC):
                 f"reward: expected one number per voxel, of the mask's shape {tuple(decision.mask.shape)}, "
                 f"got {tuple(reward.shape)}; take the mean of an error over its channels."
             )
-        return image_to_cells(reward, self.patch_size).flatten(1)
+        precision = next(self.parameters(), reward).dtype
+        return image_to_cells(reward.to(precision), self.patch_size).flatten(1)
 
     def diagnostics(self, decision: Decision) -> dict[str, Tensor]:
         """Scalars worth logging about this masker's own learning; no values leave the device here."""
