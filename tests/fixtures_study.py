@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 COLUMNS = (
-    *("version", "stage", "arm", "fraction", "seed", "status", "error", "evaluated_on", "labelled_patients", "epochs"),
-    *("steps", "seconds", "step_seconds", "memory_mib", "device", "config_hash", "ahm", "monai", "torch", "created"),
-    *("random_psnr", "hardness", "rank_correlation", "dice", "hd95_mm", "surface_dice"),
+    *("version", "stage", "arm", "fraction", "seed", "draw", "status", "error", "evaluated_on", "labelled_patients"),
+    *("epochs", "steps", "seconds", "step_seconds", "memory_mib", "device", "config_hash", "ahm", "monai", "torch"),
+    *("created", "random_psnr", "hardness", "rank_correlation", "dice", "hd95_mm", "surface_dice"),
 )
 ARMS: dict[str, dict[str, Any]] = {
     "scratch": {"title": "from scratch", "pretrain": None, "compare_with": []},
@@ -39,15 +39,16 @@ def write_settings(
 
 def finetuned(arm: str, seed: int, dice: float, *, fraction: float = 0.25, **more: Any) -> dict[str, Any]:
     """One finished finetuning."""
-    row = {"stage": "finetune", "arm": arm, "fraction": fraction, "seed": seed, "dice": dice, "hd95_mm": 4 - 3 * dice}
+    row = {"stage": "finetune", "arm": arm, "fraction": fraction, "seed": seed, "draw": 0}
     patients = {"evaluated_on": "test", "labelled_patients": round(64 * fraction), "steps": 200, "seconds": 60}
-    return {**COMMON, **row, **patients, "surface_dice": dice, **more}
+    metrics = {"dice": dice, "hd95_mm": 4 - 3 * dice, "surface_dice": dice}
+    return {**COMMON, **row, **patients, **metrics, **more}
 
 
 def pretrained(arm: str, seed: int, **more: Any) -> dict[str, Any]:
     """One finished pretraining."""
     costs = {"steps": 500, "seconds": 100.0, "step_seconds": 0.2, "memory_mib": 512}
-    return {**COMMON, "stage": "pretrain", "arm": arm, "fraction": "", "seed": seed, **costs, **more}
+    return {**COMMON, "stage": "pretrain", "arm": arm, "fraction": "", "seed": seed, "draw": 0, **costs, **more}
 
 
 def write_results(folder: Path, rows: Sequence[Mapping[str, Any]], *, columns: Sequence[str] = COLUMNS) -> None:
@@ -58,11 +59,12 @@ def write_results(folder: Path, rows: Sequence[Mapping[str, Any]], *, columns: S
         writer.writerows(rows)
 
 
-def write_curves(folder: Path, curves: Mapping[tuple[str, float, int], Mapping[float, float]]) -> None:
-    """curves.csv."""
-    lines = [[*cell, step, value] for cell, curve in curves.items() for step, value in curve.items()]
+def write_curves(folder: Path, curves: Mapping[tuple[Any, ...], Mapping[float, float]]) -> None:
+    """curves.csv, by arm, fraction, seed and draw; without the last, the first draw."""
+    cells = {(*cell, 0)[:4]: curve for cell, curve in curves.items()}
+    lines = [[*cell, step, value] for cell, curve in cells.items() for step, value in curve.items()]
     with open(folder / "curves.csv", "w", newline="") as file:
-        csv.writer(file).writerows([["arm", "fraction", "seed", "step", "value"], *lines])
+        csv.writer(file).writerows([["arm", "fraction", "seed", "draw", "step", "value"], *lines])
 
 
 def write_maps(folder: Path, arm: str, epoch: int, *, seed: int = 0, policy: bool = True, size: int = 32) -> Path:

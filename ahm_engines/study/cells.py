@@ -19,6 +19,7 @@ __all__ = [
     "Cell",
     "Job",
     "check_options",
+    "draws_of",
     "finetuning_cells",
     "make_job",
     "pretrained_by",
@@ -29,28 +30,31 @@ __all__ = [
 
 BEST, OPTIONS = "model.pt", "options.json"
 FINETUNING = {"segmentation": "ahm_segmentation", "classification": "ahm_classification"}
-FURTHER_DRAW = 1_000_000  # added to the seed of a finetuning
+FURTHER_DRAW = 1_000_000  # added to the seed of a finetuning for each draw before
 LABELLING = ("label_values", "allow_empty_labels")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One pretraining (``fraction`` is ``None``) or finetuning."""
+    """One pretraining (``fraction`` is ``None``) or finetuning, of which a seed may have several draws."""
 
     stage: str
     arm: str
     seed: int
     fraction: float | None = None
+    draw: int = 0
 
     @property
     def folder(self) -> str:
         """Where its run writes, below the study's folder."""
         labels = "" if self.fraction is None else f"_labels{self.fraction:g}"
-        return f"runs/{self.stage}/{self.arm}{labels}_seed{self.seed}"
+        draw = f"_draw{self.draw}" if self.draw else ""
+        return f"runs/{self.stage}/{self.arm}{labels}_seed{self.seed}{draw}"
 
     def __str__(self) -> str:
         labels = "" if self.fraction is None else f", {self.fraction:.3g} of the labels"
-        return f"{self.stage} {self.arm}{labels}, seed {self.seed}"
+        draw = f", draw {self.draw}" if self.draw else ""
+        return f"{self.stage} {self.arm}{labels}, seed {self.seed}{draw}"
 
 
 class Plan(Protocol):
@@ -60,6 +64,8 @@ class Plan(Protocol):
     def arms(self) -> Mapping[str, Arm]: ...
     @property
     def seeds(self) -> Mapping[float, Sequence[int]]: ...
+    @property
+    def draws(self) -> int: ...
     @property
     def all_seeds(self) -> list[int]: ...
 
@@ -95,6 +101,11 @@ def pretrained_by(study: Plan, name: str) -> str:
     return study.arms[name].pretrained_by or name
 
 
+def draws_of(study: Plan, name: str) -> int:
+    """Finetunings of each pretraining of an arm."""
+    return study.arms[name].draws or study.draws
+
+
 def pretraining_cells(study: Plan, *, equal_time: bool) -> Iterator[Cell]:
     """Pretrainings of arms with (or without) a time to keep to, seed by seed."""
     for seed in study.all_seeds:
@@ -109,8 +120,10 @@ def finetuning_cells(study: Plan) -> Iterator[Cell]:
     for seed in study.all_seeds:
         for fraction, seeds in study.seeds.items():
             if seed in seeds:
-                for name in study.arms:
-                    yield Cell("finetune", name, seed, fraction)
+                for draw in range(max(draws_of(study, name) for name in study.arms)):
+                    for name in study.arms:
+                        if draw < draws_of(study, name):
+                            yield Cell("finetune", name, seed, fraction, draw)
 
 
 def stages(study: Plan) -> list[list[Cell]]:
@@ -156,8 +169,7 @@ def make_job(
     common = {key: study.data[key] for key in COMMON if key in study.data}
     if pretraining and "skip_bad" in study.data:
         common["skip_bad"] = study.data["skip_bad"]  # smaller than a patch is bad only there
-    seed = cell.seed if pretraining else cell.seed + FURTHER_DRAW * arm.draw
-    options = {**common, **own, "max_epochs": epochs, "seed": seed}
+    options = {**common, **own, "max_epochs": epochs, "seed": cell.seed + FURTHER_DRAW * cell.draw}
     paths = {
         "dataset_dir": study.data.get("dataset_dir") or str(Path(study.data["datalist"]).parent),
         "datalist": str(datalist),

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ahm_engines.study.cells import Cell, pretrained_by, stages
@@ -50,6 +51,7 @@ class Finished:
     metrics: tuple[str, ...]
     arms: Mapping[str, Arm]
     seeds: Mapping[float, tuple[int, ...]]
+    draws: int = 1
     rows: Mapping[Cell, Row] = field(default_factory=dict)
     curves: Mapping[Cell, Curve] = field(default_factory=dict)
     ignored: int = 0
@@ -85,7 +87,11 @@ class Finished:
             arm = pretrained_by(self, arm)
         rows = [row for row in self.rows.values() if row.done and row.cell.stage == stage]
         rows = [row for row in rows if arm in (None, row.cell.arm) and fraction in (None, row.cell.fraction)]
-        return sorted(rows, key=lambda row: row.cell.seed)
+        return sorted(rows, key=lambda row: (row.cell.seed, row.cell.draw))
+
+    def finished_seeds(self, stage: str, arm: str, fraction: float | None = None) -> list[int]:
+        """Seeds of which at least one cell has finished, ascending."""
+        return [*dict.fromkeys(row.cell.seed for row in self.done(stage, arm, fraction))]
 
     def failed(self, stage: str | None = None, arm: str | None = None, fraction: float | None = None) -> list[Row]:
         """Rows of cells whose last try failed."""
@@ -93,14 +99,29 @@ class Finished:
         return [row for row in rows if arm in (None, row.cell.arm) and fraction in (None, row.cell.fraction)]
 
     def values(self, metric: str, arm: str, fraction: float) -> dict[int, float]:
-        """Seed to metric of the finished finetunings that have a finite one."""
-        found = {row.cell.seed: row.number(metric) for row in self.done(FINETUNE, arm, fraction)}
+        """Seed to metric, the mean of the finished draws; seeds where it is undefined in one of them are left out."""
+        found = {seed: fmean(values) for seed, values in self.drawn(metric, arm, fraction).items()}
         return {seed: value for seed, value in found.items() if math.isfinite(value)}
 
+    def drawn(self, metric: str, arm: str, fraction: float) -> dict[int, list[float]]:
+        """Seed to metric of each finished draw; NaN where it is undefined."""
+        found: dict[int, list[float]] = {}
+        for row in self.done(FINETUNE, arm, fraction):
+            found.setdefault(row.cell.seed, []).append(row.number(metric))
+        return found
+
     def finished_curves(self, arm: str, fraction: float) -> dict[int, Curve]:
-        """Seed to learning curve of the finished finetunings, steps rising."""
-        cells = [row.cell for row in self.done(FINETUNE, arm, fraction)]
-        return {cell.seed: dict(sorted(self.curves[cell].items())) for cell in cells if cell in self.curves}
+        """Seed to learning curve, the mean of the finished draws at the steps that all of them have, rising."""
+        drawn: dict[int, list[Curve]] = {}
+        for row in self.done(FINETUNE, arm, fraction):
+            if row.cell in self.curves:
+                drawn.setdefault(row.cell.seed, []).append(self.curves[row.cell])
+        return {seed: _mean_curve(curves) for seed, curves in drawn.items()}
+
+
+def _mean_curve(curves: Sequence[Curve]) -> Curve:
+    steps = sorted(set.intersection(*map(set, curves)))
+    return {step: fmean(curve[step] for curve in curves) for step in steps}
 
 
 def read_finished(folder: str | Path) -> Finished:
@@ -149,6 +170,7 @@ def _finished(folder: Path, settings: Mapping[str, Any]) -> Finished:
         metrics=tuple(settings["metrics"]),
         arms={name: Arm(**arm) for name, arm in settings["arms"].items()},
         seeds={float(fraction): tuple(seeds) for fraction, seeds in settings["seeds"].items()},
+        draws=settings.get("draws", 1),  # absent where it was written before there were several
     )
 
 
@@ -158,10 +180,11 @@ def _row(line: Mapping[str, str]) -> Row | None:
 
 
 def _cell(line: Mapping[str, str]) -> Cell | None:
-    stage, fraction, seed = line.get("stage", ""), _number(line.get("fraction")), _number(line.get("seed"))
+    fraction, seed, draw = (_number(line.get(name)) for name in ("fraction", "seed", "draw"))
     if not math.isfinite(seed):
         return None
-    return Cell(stage, line.get("arm", ""), int(seed), fraction if math.isfinite(fraction) else None)
+    known = fraction if math.isfinite(fraction) else None
+    return Cell(line.get("stage", ""), line.get("arm", ""), int(seed), known, int(draw) if math.isfinite(draw) else 0)
 
 
 def _same_patients(row: Row, study: Finished) -> bool:

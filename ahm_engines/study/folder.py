@@ -20,7 +20,7 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
-GROWING = {"arms", "seeds"}  # of these, a study that goes on may have more
+GROWING = {"arms", "seeds", "draws"}  # of these, a study that goes on may have more
 HASH = "config_hash.txt"
 
 
@@ -37,7 +37,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def check_same_study(path: Path, study: Study) -> None:
-    """A folder holds one study; more arms, fractions and seeds may come to it."""
+    """A folder holds one study; more arms, fractions, seeds and draws may come to it."""
     if not path.is_file():
         return
     then, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(study.to_json()))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from ahm_engines.files import writable_folder, write_atomically
+from ahm_engines.study.cells import draws_of
 from ahm_engines.study.comparisons import MISSING, Comparison, compare_all, race
 from ahm_engines.study.drawing import save_figure
 from ahm_engines.study.figures import draw_differences, draw_label_fractions, draw_learning_curves
@@ -24,6 +25,7 @@ from ahm_engines.study.sentences import (
     findings,
     headroom,
     left_out,
+    luck,
     name_fraction,
     progress,
     sensitivity,
@@ -156,9 +158,10 @@ def _values(study: Finished, stage: str | None, column: str) -> str:
 
 def _results(study: Finished, comparisons: Sequence[Comparison], pictures: dict[str, Picture]) -> list[Block]:
     shown = quantity(study.key_metric)
+    drawn = any(draws_of(study, name) > 1 for name in study.arms)
     blocks: list[Block] = [
         Heading(f"{shown.heading} on the {study.evaluate_on} patients"),
-        Paragraph("Mean ± standard deviation over the seeds."),
+        Paragraph("Mean ± standard deviation over the seeds." + " A seed's draws count as their mean." * drawn),
         key_table(study),
         *_bullets(headroom(study)),
         *_picture(pictures, "label_fractions"),
@@ -179,7 +182,7 @@ def _findings(study: Finished, comparisons: Sequence[Comparison], others: Sequen
     blocks: list[Block] = [Heading("What was shown, and what was not")]
     for title, lines in findings(study, comparisons).items():
         blocks += [Heading(title, 3), Bullets(lines)]
-    trust = [*sensitivity(comparisons), *caveats([*comparisons, *others])]
+    trust = [*luck(study), *sensitivity(comparisons), *caveats(study, [*comparisons, *others])]
     return [*blocks, Heading("How far to trust this", 3), Bullets(trust)]
 
 

@@ -17,7 +17,7 @@ from ahm_engines.study.settings import STUDY_VERSION
 __all__ = ["COLUMNS", "CURVE_COLUMNS", "PRETRAINING_METRICS", "Results", "append_row", "read_rows"]
 
 COLUMNS = [
-    *("version", "stage", "arm", "fraction", "seed", "status", "error", "evaluated_on", "labelled_patients"),
+    *("version", "stage", "arm", "fraction", "seed", "draw", "status", "error", "evaluated_on", "labelled_patients"),
     *("epochs", "steps", "seconds", "step_seconds", "memory_mib", "device", "config_hash"),
     *("ahm", "monai", "torch", "created", "validation"),
 ]
@@ -25,7 +25,7 @@ PRETRAINING_METRICS = [
     *("random_psnr", "random_ssim", "hardness", "rank_correlation", "foreground_share"),
     *("policy_entropy", "position_entropy", "overlap_images", "overlap_epochs", "overlap_chance"),
 ]
-CURVE_COLUMNS = ["arm", "fraction", "seed", "step", "value"]
+CURVE_COLUMNS = ["arm", "fraction", "seed", "draw", "step", "value"]
 Row = dict[str, str]
 
 
@@ -53,7 +53,7 @@ class Results:
     def append(self, cell: Cell, values: Mapping[str, Any]) -> Row:
         """Write one row, whole, and keep it."""
         fraction = "" if cell.fraction is None else str(cell.fraction)
-        place = {"stage": cell.stage, "arm": cell.arm, "fraction": fraction, "seed": cell.seed}
+        place = {"stage": cell.stage, "arm": cell.arm, "fraction": fraction, "seed": cell.seed, "draw": cell.draw}
         row = append_row(self.path, self.columns, {**values, **place, "version": STUDY_VERSION})
         self.rows[cell] = row
         return row
@@ -98,7 +98,8 @@ def append_row(path: Path, columns: Sequence[str], values: Mapping[str, Any]) ->
 
 
 def _cell(row: Row) -> Cell:
-    return Cell(row["stage"], row["arm"], int(row["seed"]), float(row["fraction"]) if row["fraction"] else None)
+    fraction = float(row["fraction"]) if row["fraction"] else None
+    return Cell(row["stage"], row["arm"], int(row["seed"]), fraction, int(row["draw"]))
 
 
 def _text(value: Any) -> str:

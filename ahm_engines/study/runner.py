@@ -234,7 +234,7 @@ class StudyRun:
 
     def _finish(self, job: Job, outcome: dict[str, Any]) -> None:
         for step, value in outcome.get("curve", []):
-            place = {"arm": job.cell.arm, "fraction": str(job.cell.fraction), "seed": job.cell.seed}
+            place = {name: str(getattr(job.cell, name)) for name in ("arm", "fraction", "seed", "draw")}
             append_row(self.folder / "curves.csv", CURVE_COLUMNS, {**place, "step": step, "value": value})
         facts = {key: outcome.get(key) for key in ("status", "error", "seconds", "steps", "step_seconds", "memory_mib")}
         facts |= {"device": outcome.get("device"), "config_hash": job.config_hash, "epochs": job.options["max_epochs"]}

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from statistics import median, median_low
 
+from ahm_engines.study.cells import draws_of
 from ahm_engines.study.comparisons import Comparison
 from ahm_engines.study.finished import FINETUNE, PRETRAIN, Finished
 from ahm_engines.study.quantities import quantity
@@ -22,8 +23,8 @@ from ahm_engines.study.statistics import (
 )
 
 __all__ = [
-    *("caveats", "count", "equal_times", "finding", "findings", "headroom", "left_out", "name_fraction", "patients"),
-    *("progress", "sensitivity", "unmatched"),
+    *("caveats", "count", "equal_times", "finding", "findings", "headroom", "left_out", "luck", "name_fraction"),
+    *("patients", "progress", "sensitivity", "unmatched"),
 ]
 
 
@@ -98,8 +99,9 @@ def unmatched(study: Finished, comparisons: Sequence[Comparison]) -> list[str]:
     return lines
 
 
-def caveats(comparisons: Sequence[Comparison]) -> list[str]:
+def caveats(study: Finished, comparisons: Sequence[Comparison]) -> list[str]:
     """Say how far the intervals can be trusted, and how many were made."""
+    once = any(draws_of(study, one.reference) == 1 for one in comparisons if one.interval.count)
     made = sum(comparison.verdict is not Verdict.NO_INTERVAL for comparison in comparisons)
     return [
         f"Shown means: at least {ENOUGH_SEEDS} paired seeds, a 95 % interval that excludes zero, and p < {ALPHA} in a "
@@ -110,11 +112,29 @@ def caveats(comparisons: Sequence[Comparison]) -> list[str]:
         f"{count(made, 'interval')} were computed and none is corrected for it: even if every one were as good as it "
         f"says, about {0.05 * made:.1f} of them would exclude zero by chance alone. "
         "Choosing the best arm after looking makes it worse.",
-        "A seed is a split of the patients, a choice of labelled ones, a pretraining and a finetuning. Splits share "
+        "A seed is a split of the patients, a choice of labelled ones, a pretraining and its finetunings. Splits share "
         "patients, so seeds are not independent: the intervals speak of this data set, not of another one.",
-        "All arms of a seed are compared with the same run of a reference: where that was lucky, all are behind at "
-        "once, and their number proves nothing. The arm scratch_again, another draw of scratch, shows what luck does.",
+        "All arms of a seed are compared with the same finetunings of a reference: where those were lucky, all are "
+        "behind at once, and their number proves nothing."
+        + " Several of each, `draws`, are averaged and leave less to luck."
+        * once,
     ]
+
+
+def luck(study: Finished) -> list[str]:
+    """How far the draws of one seed lie apart, fraction by fraction; nothing where each has one."""
+    shown, lines = quantity(study.key_metric), []
+    for fraction in study.seeds:
+        groups = [group for arm in study.arms for group in study.drawn(study.key_metric, arm, fraction).values()]
+        spreads = [(sd, len(group) - 1) for group in groups if math.isfinite(sd := mean_and_sd(group)[1])]
+        if spreads:
+            pooled = math.sqrt(sum(sd**2 * freedom for sd, freedom in spreads) / sum(freedom for _, freedom in spreads))
+            lines.append(
+                f"{share(fraction)}: finetunings that differ by their draw alone have a standard deviation of "
+                f"{shown.number(pooled)} {shown.unit}".strip()
+                + f" ({count(len(spreads), 'group')} of draws)."
+            )
+    return lines
 
 
 def sensitivity(comparisons: Sequence[Comparison]) -> list[str]:

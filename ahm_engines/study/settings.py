@@ -38,7 +38,7 @@ class Arm:
         overlays: configuration files of ``ahm_pretrain`` to lay over ``train.json``.
         pretrained_by: the arm whose pretraining this one shares; they differ only in finetuning.
         equal_time: the arm whose pretraining time this one gets; its epochs follow from the measured times of a step.
-        draw: another number, another draw of what chance decides in finetuning (new weights, order and cuts of images).
+        draws: finetunings of each of its pretrainings; ``None`` for those of the study.
         compare_with: the arms to compare it with.
     """
 
@@ -48,13 +48,13 @@ class Arm:
     overlays: list[str] = field(default_factory=list)
     pretrained_by: str | None = None
     equal_time: str | None = None
-    draw: int = 0
+    draws: int | None = None
     compare_with: list[str] = field(default_factory=list)
 
     @property
     def is_scratch(self) -> bool:
-        """Whether others are compared with it: not pretrained, and no further draw of such an arm."""
-        return self.pretrain is None and self.draw == 0
+        """Whether its finetunings start from new weights."""
+        return self.pretrain is None
 
     def finetunes_like(self, other: Arm) -> bool:
         """Whether both finetune the same network at the same spacing, so that their scores can be compared."""
@@ -68,7 +68,7 @@ class Arm:
 
 
 def scratch_like(arm: Arm, arms: Mapping[str, Arm]) -> list[str]:
-    """Names of the arms from scratch that finetune the network of an arm; not of their further draws."""
+    """Names of the arms from scratch that finetune the network of an arm."""
     return [name for name, other in arms.items() if other.is_scratch and other.finetunes_like(arm)]
 
 
@@ -82,7 +82,9 @@ class Study:
         data: where images and labels are and how they are read: options of the bundles.
         arms: by name, in the order of the tables.
         seeds: by label fraction, ascending. A seed is one split of the patients, one choice of those with labels, one
-            pretraining and one finetuning.
+            pretraining and ``draws`` finetunings.
+        draws: finetunings of each pretraining, with the same patients and other draws of what chance decides (new
+            weights, order and cuts of images). They are averaged, so that less of a difference is luck.
         pretrain: options of all pretraining runs.
         finetune: options of all finetuning runs.
         val_fraction: share of the patients for validation.
@@ -98,6 +100,7 @@ class Study:
     data: dict[str, Any]
     arms: dict[str, Arm]
     seeds: dict[float, list[int]]
+    draws: int = 1
     pretrain: dict[str, Any] = field(default_factory=dict)
     finetune: dict[str, Any] = field(default_factory=dict)
     val_fraction: float = 0.2
@@ -124,6 +127,7 @@ class Study:
                 raise ValueError(f"{name}: expected a number, got {getattr(self, name)!r}.")
         if list(self.seeds) != sorted(set(self.seeds)) or not all(0 < fraction <= 1 for fraction in self.seeds):
             raise ValueError(f"seeds: expected ascending label fractions in (0, 1], got {list(self.seeds)}.")
+        _expect_draws("draws", self.draws)
         if "key_metric" in self.finetune:
             expect_choice("finetune.key_metric", self.key_metric, self.metrics)
         for name, arm in self.arms.items():
@@ -137,8 +141,8 @@ class Study:
             raise ValueError(f"arms: expected a name that can be part of a folder's, got {name!r}.")
         if not isinstance(arm.title, str):
             raise ValueError(f"arms.{name}.title: expected a text, got {arm.title!r}.")
-        if not isinstance(arm.draw, int) or not 0 <= arm.draw < MOST_DRAWS:
-            raise ValueError(f"arms.{name}.draw: expected a whole number from 0 to {MOST_DRAWS - 1}, got {arm.draw!r}.")
+        if arm.draws is not None:
+            _expect_draws(f"arms.{name}.draws", arm.draws)
         if "key_metric" in arm.finetune:
             raise ValueError(f"arm {name!r}: key_metric is the same for all arms; give it under finetune.")
         others = [*arm.compare_with, *filter(None, (arm.equal_time, arm.pretrained_by))]
@@ -206,6 +210,11 @@ class Study:
 
 def _each(measure: str, classes: Sequence[str]) -> list[str]:
     return [f"{measure}_{name}" for name in classes]
+
+
+def _expect_draws(name: str, draws: Any) -> None:
+    if not isinstance(draws, int) or isinstance(draws, bool) or not 1 <= draws <= MOST_DRAWS:
+        raise ValueError(f"{name}: expected a whole number from 1 to {MOST_DRAWS}, got {draws!r}.")
 
 
 def _expect_pattern(name: str, pattern: Any) -> None:

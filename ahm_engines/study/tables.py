@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ahm_engines.study.cells import draws_of
 from ahm_engines.study.comparisons import Comparison, Race
 from ahm_engines.study.finished import FINETUNE, PRETRAIN, Finished
 from ahm_engines.study.markup import Table
@@ -33,11 +34,12 @@ def key_table(study: Finished) -> Table:
 
 def _key_cell(study: Finished, arm: str, fraction: float) -> str:
     planned, values = len(study.seeds[fraction]), study.values(study.key_metric, arm, fraction)
-    undefined = len(study.done(FINETUNE, arm, fraction)) - len(values)
+    undefined = len(study.finished_seeds(FINETUNE, arm, fraction)) - len(values)
     failed = len(study.failed(FINETUNE, arm, fraction))
     seeds = count(planned, "seed") if len(values) == planned else f"{len(values)} of {count(planned, 'seed')}"
     troubles = [f"{undefined} undefined" if undefined else "", f"{failed} failed" if failed else ""]
-    brackets = ", ".join(filter(None, [seeds, *troubles]))
+    draws = draws_of(study, arm)
+    brackets = ", ".join(filter(None, [seeds, f"{draws} draws each" if draws > 1 else "", *troubles]))
     return f"{_spread(quantity(study.key_metric), [*values.values()]) or 'none yet'} ({brackets})"
 
 
@@ -76,7 +78,7 @@ def metrics_table(study: Finished, fraction: float) -> Table:
     metrics = study.other_metrics
     rows = []
     for name, arm in study.arms.items():
-        finished = len(study.done(FINETUNE, name, fraction))
+        finished = len(study.finished_seeds(FINETUNE, name, fraction))
         cells = [_counted(quantity(m), [*study.values(m, name, fraction).values()], finished) for m in metrics]
         rows.append([arm.title, str(finished), *cells])
     return Table(["arm", "seeds", *(quantity(metric).heading for metric in metrics)], rows)

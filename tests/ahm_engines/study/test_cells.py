@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ahm_engines.study.cells import (
     Cell,
     Job,
     check_options,
+    draws_of,
     finetuning_cells,
     make_job,
     pretraining_cells,
@@ -58,6 +60,7 @@ def test_folders_tell_stage_arm_fraction_and_seed() -> None:
     assert Cell("pretrain", "a3c", 3).folder == "runs/pretrain/a3c_seed3"
     assert Cell("finetune", "a3c", 3, 0.06).folder == "runs/finetune/a3c_labels0.06_seed3"
     assert Cell("finetune", "a3c", 3, 1.0).folder == "runs/finetune/a3c_labels1_seed3"
+    assert Cell("finetune", "a3c", 3, 1.0, 2).folder == "runs/finetune/a3c_labels1_seed3_draw2"
 
 
 def test_pretraining_has_the_options_of_study_and_arm(images: Path, tmp_path: Path) -> None:
@@ -115,14 +118,26 @@ def test_overlays_come_between_the_bundles_file_and_the_options(images: Path, tm
 
 
 def test_a_further_draw_is_another_seed_of_the_finetuning(images: Path, tmp_path: Path) -> None:
-    arms = {"scratch": {}, "scratch_again": {}, "random": {}, "again": {"like": "random", "draw": 2}}
-    changes = {"arms": arms, "seeds": {"1.0": [3]}}
-    jobs = {name: job_of(Cell("finetune", name, 3, 1.0), images, tmp_path, changes) for name in arms}
-    assert [job.options["seed"] for job in jobs.values()] == [3, 1_000_003, 3, 2_000_003]
-    assert len({job.options["datalist"] for job in jobs.values()}) == 1  # the same labelled patients
-    assert jobs["again"].config_hash != jobs["random"].config_hash
-    pretrained = [job_of(Cell("pretrain", name, 3), images, tmp_path, changes) for name in ("random", "again")]
-    assert pretrained[0].config_hash == pretrained[1].config_hash
+    changes = {"arms": ["scratch", "random"], "seeds": {"1.0": [3]}, "draws": 3}
+    cells = [Cell("finetune", "random", 3, 1.0, draw) for draw in range(3)]
+    jobs = [job_of(cell, images, tmp_path, changes) for cell in cells]
+    assert [job.options["seed"] for job in jobs] == [3, 1_000_003, 2_000_003]
+    for name in ("datalist", "pretrained"):  # the same labelled patients and weights
+        assert len({job.options[name] for job in jobs}) == 1
+    assert len({job.config_hash for job in jobs}) == len({job.folder for job in jobs}) == 3
+    alone = job_of(cells[0], images, tmp_path, {**changes, "draws": 1})
+    assert (alone.config_hash, alone.folder) == (jobs[0].config_hash, jobs[0].folder)
+
+
+def test_an_arm_has_the_draws_of_the_study_or_its_own() -> None:
+    arms = {"scratch": {"draws": 3}, "random": {}}
+    study = read_study(changes={"data.dataset_dir": "x", "data.classes": ["a"], "arms": arms, "seeds": {"1.0": [3]}})
+    assert [(cell.arm, cell.draw) for cell in finetuning_cells(study)] == [
+        *(("scratch", 0), ("random", 0), ("scratch", 1), ("scratch", 2))
+    ]
+    twice = replace(study, draws=2)
+    assert [draws_of(twice, name) for name in arms] == [3, 2]
+    assert [str(cell) for cell in finetuning_cells(twice)][-1] == "finetune scratch, 1 of the labels, seed 3, draw 2"
 
 
 def test_all_cells_share_a_cache_wherever_it_is(images: Path, tmp_path: Path) -> None:

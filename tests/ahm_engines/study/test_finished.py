@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ahm_engines.study.cells import Cell
+from ahm_engines.study.comparisons import compare
 from ahm_engines.study.finished import FINETUNE, PRETRAIN, read_finished
 from ahm_engines.study.tables import pretraining_table
 from tests.fixtures_study import COLUMNS, finetuned, pretrained, write_curves, write_results, write_settings
@@ -51,9 +52,6 @@ def test_steps_are_raced_against_scratch_of_the_same_network(tmp_path: Path) -> 
     }
     study = read_finished(write_settings(tmp_path, arms=arms, seeds={"1.0": [0]}))
     assert [study.scratch_of(name) for name in arms] == ["scratch", "scratch", None]
-    drawn = {"again": {"title": "again", "draw": 1, "compare_with": ["scratch"]}} | arms
-    study = read_finished(write_settings(tmp_path, arms=drawn, seeds={"1.0": [0]}))
-    assert study.scratch == study.scratch_of("again") == "scratch"
     more = arms | {"scratch_unetr": {"title": "UNETR", "finetune": vit}}
     study = read_finished(write_settings(tmp_path, arms=more, seeds={"1.0": [0]}))
     assert study.scratch_of("mae") == "scratch_unetr"
@@ -91,9 +89,35 @@ def test_a_learning_curve_holds_the_last_value_of_every_step_in_order_and_only_o
     write_results(write_settings(tmp_path, seeds={"0.25": [0, 1]}), [finetuned("a3c", 0, 0.7), pretrained("a3c", 0)])
     write_curves(tmp_path, {("a3c", 0.25, 0): {20: 0.2, 10: 0.1}, ("a3c", 0.25, 1): {10: 0.5}})
     with open(tmp_path / "curves.csv", "a") as file:
-        file.write("a3c,0.25,0,20,0.3\n")
+        file.write("a3c,0.25,0,0,20,0.3\n")
     curves = read_finished(tmp_path).finished_curves("a3c", 0.25)
     assert {seed: list(curve.items()) for seed, curve in curves.items()} == {0: [(10.0, 0.1), (20.0, 0.3)]}
+
+
+def test_draws_of_a_seed_count_as_their_mean(tmp_path: Path) -> None:
+    write_settings(tmp_path, seeds={"0.25": [0, 1]}, draws=2)
+    rows = [finetuned("a3c", 0, 0.6), finetuned("a3c", 0, 0.7, draw=1), finetuned("a3c", 1, 0.5)]
+    rows += [finetuned("random", 0, 0.4), finetuned("random", 0, 0.6, draw=1, surface_dice="nan")]
+    write_results(tmp_path, rows)
+    cells = {("a3c", 0.25, 0, 0): {10: 0.1, 20: 0.2, 30: 0.3}, ("a3c", 0.25, 0, 1): {20: 0.4, 10: 0.3}}
+    write_curves(tmp_path, cells | {("random", 0.25, 0, 1): {10: 0.5}})
+    study = read_finished(tmp_path)
+    assert study.values("dice", "a3c", 0.25) == pytest.approx({0: 0.65, 1: 0.5})
+    assert study.drawn("dice", "a3c", 0.25) == {0: [0.6, 0.7], 1: [0.5]}
+    assert study.values("surface_dice", "random", 0.25) == {}  # one of its two is undefined
+    assert study.finished_seeds(FINETUNE, "a3c", 0.25) == [0, 1]
+    curve = study.finished_curves("a3c", 0.25)[0]
+    assert list(curve) == [10, 20] and list(curve.values()) == pytest.approx([0.2, 0.3])
+    assert study.finished_curves("random", 0.25) == {0: {10: 0.5}}
+    assert compare(study, "dice", "a3c", "random", 0.25).differences == pytest.approx({0: 0.15})
+
+
+def test_files_from_before_there_were_draws_hold_the_first(tmp_path: Path) -> None:
+    columns = [name for name in COLUMNS if name != "draw"]
+    write_results(write_settings(tmp_path, seeds={"0.25": [0]}), [finetuned("a3c", 0, 0.7)], columns=columns)
+    (tmp_path / "curves.csv").write_text("arm,fraction,seed,step,value\na3c,0.25,0,10,0.5\n")
+    study = read_finished(tmp_path)
+    assert study.values("dice", "a3c", 0.25) == {0: 0.7} and study.finished_curves("a3c", 0.25) == {0: {10: 0.5}}
 
 
 def test_cells_are_matched_however_the_fraction_is_written(tmp_path: Path) -> None:

@@ -162,12 +162,6 @@ def test_an_arm_is_compared_with_scratch_of_its_own_network(caplog: pytest.LogCa
     assert "arm 'mae' is compared with no other arm" in caplog.text
 
 
-def test_a_further_draw_of_scratch_is_an_arm_and_no_reference() -> None:
-    arms = read(arms=["scratch_again", "scratch", "random"]).arms
-    assert arms["scratch_again"].compare_with == ["scratch"] == arms["random"].compare_with
-    assert (arms["scratch_again"].draw, arms["scratch_again"].pretrain) == (1, None)
-
-
 def test_names_choose_among_the_arms_of_a_file_and_of_an_ablation(tmp_path: Path) -> None:
     defined = {
         "arms": {
@@ -284,8 +278,8 @@ def test_a_classification_may_be_about_another_of_its_metrics() -> None:
         ({"finetune__key_metric": "f2"}, "finetune.key_metric: expected one of dice, hd95_mm, .*, got 'f2'"),
         ({"arms": {"scratch": {"finetune": {"key_metric": "dice"}}}}, "arm 'scratch': key_metric is the same for all"),
         *(
-            ({"arms": {"scratch": {"draw": draw}}}, "arms.scratch.draw: expected a whole number")
-            for draw in (-1, 0.5, 10**6)
+            ({"arms": {"scratch": {"draws": draws}}}, "arms.scratch.draws: expected a whole number")
+            for draws in (0, 0.5, True, 10**6)
         ),
         ({"data__classes": "a"}, "data.classes: expected a list of names, got 'a'"),
         ({"data__classes": []}, "data.classes: expected a list"),

@@ -54,6 +54,19 @@ def test_the_report_counts_the_intervals_and_says_that_they_are_narrow(whole: Re
     assert "18 intervals were computed" in text and "about 0.9 of them" in text and "too narrow" in text
 
 
+def test_the_report_says_what_luck_does_to_one_finetuning(tmp_path: Path) -> None:
+    arms = ARMS | {"scratch": ARMS["scratch"] | {"draws": 2}}
+    write_settings(tmp_path, arms=arms, seeds={"0.25": [0, 1, 2]})
+    rows = [finetuned("scratch", seed, 0.5 + 0.02 * draw, draw=draw) for seed in range(3) for draw in (0, 1)]
+    write_results(tmp_path, rows + [finetuned("random", seed, 0.6 + 0.01 * seed) for seed in range(3)])
+    text = text_of(tmp_path)
+    assert "differ by their draw alone have a standard deviation of 1.4 points (3 groups of draws)" in text
+    assert "| from scratch | 51.0 ± 0.0 (3 seeds, 2 draws each) |" in text
+    assert "| random masks | 61.0 ± 1.0 (3 seeds) |" in text and "draws count as their mean" in text
+    assert r"+10.0 \[+9.0, +11.0\] (3 seeds)" in text
+    assert "leave less to luck" not in text  # scratch, the reference of both, has several
+
+
 def test_the_report_says_how_small_a_difference_so_many_seeds_show(tmp_path: Path) -> None:
     rows = [finetuned("scratch", seed, 0.5) for seed in range(5)]
     rows += [finetuned("random", seed, 0.5 + 0.01 * (seed - 2)) for seed in range(5)]

@@ -92,9 +92,9 @@ def test_rows_hold_what_was_measured(images: Path, tmp_path: Path, fake: FakeRun
     for name in ("ahm", "monai", "torch", "created", "config_hash"):
         assert tuned[name]
     curves = table(tmp_path / "study/curves.csv")
-    assert curves[0] == ["arm", "fraction", "seed", "step", "value"]
+    assert curves[0] == ["arm", "fraction", "seed", "draw", "step", "value"]
     assert [line for line in curves if line[:3] == ["random", "1.0", "1"]] == [
-        ["random", "1.0", "1", step, value] for step, value in (("2", "0.25"), ("4", "0.75"), ("6", "0.5"))
+        ["random", "1.0", "1", "0", step, value] for step, value in (("2", "0.25"), ("4", "0.75"), ("6", "0.5"))
     ]
     assert len(curves) == 1 + 3 * 12
 

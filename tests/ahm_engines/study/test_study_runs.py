@@ -31,6 +31,7 @@ PRETRAIN = {**TINY_RUN, "backbone_args": TINY_UNET, "crop_size": 16, "patch_size
 BROKEN: dict[str, Any] = {"title": "broken", "pretrain": {"masker": "nonsense"}, "compare_with": ["random"]}
 MENDED: dict[str, Any] = {"title": "mended", "like": "random", "compare_with": ["random"]}
 ARMS: dict[str, Any] = {"scratch": {}, "random": {}, "random_equal_time": {}, "a3c": {}}
+LABELS = "1 of the labels, seed "
 FIGURES = ("label_fractions", "differences", "learning_curves", "mask_maps")
 
 
@@ -42,9 +43,9 @@ class Ran(NamedTuple):
     output: str
 
     def rows(self, stage: str, status: str = "done") -> dict[tuple[str, str], dict[str, str]]:
-        """Rows by arm and seed."""
+        """Rows by arm and seed, of the first draw."""
         rows = [row for row in rows_of(self.folder) if (row["stage"], row["status"]) == (stage, status)]
-        return {(row["arm"], row["seed"]): row for row in rows}
+        return {(row["arm"], row["seed"]): row for row in rows if row["draw"] == "0"}
 
 
 def command(folder: Path, images: Path, settings: Mapping[str, Any], *words: str) -> Ran:
@@ -84,8 +85,8 @@ def texts(first: Ran) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def second(images: Path, first: Ran, texts: dict[str, str]) -> Ran:
-    """The same study with that arm mended."""
-    return command(first.folder, images, segmentation(ARMS | {"own": MENDED}))
+    """The same study with that arm mended, and another draw of one."""
+    return command(first.folder, images, segmentation(ARMS | {"own": MENDED, "scratch": {"draws": 2}}))
 
 
 def test_a_failed_arm_does_not_stop_the_others(first: Ran, texts: dict[str, str]) -> None:
@@ -141,7 +142,7 @@ def test_scores_are_those_of_the_test_patients(first: Ran) -> None:
 def test_curves_hold_the_validations_and_their_best_is_in_the_table(first: Ran) -> None:
     curves = table(first.folder / "curves.csv")[1:]
     for (arm, seed), row in first.rows("finetune").items():
-        points = [(line[3], float(line[4])) for line in curves if line[:3] == [arm, "1.0", seed]]
+        points = [(line[4], float(line[5])) for line in curves if line[:3] == [arm, "1.0", seed]]
         assert [step for step, _ in points] == ["2", "4"]  # two epochs of two steps
         assert max(value for _, value in points) == pytest.approx(float(row["validation"]), rel=1e-4)
 
@@ -152,7 +153,7 @@ def test_finetuning_starts_from_the_pretrained_weights(first: Ran) -> None:
         log = (first.folder / f"runs/finetune/random_labels1_seed{seed}/log.txt").read_text()
         assert f"runs/pretrain/random_seed{seed}/models/model.pt" in log
     curves = table(first.folder / "curves.csv")[1:]
-    values = {arm: [line[4] for line in curves if line[0] == arm] for arm in ("scratch", "random", "a3c")}
+    values = {arm: [line[5] for line in curves if line[0] == arm] for arm in ("scratch", "random", "a3c")}
     assert values["scratch"] != values["random"] != values["a3c"]
 
 
@@ -178,11 +179,22 @@ def test_only_what_is_needed_stays(first: Ran, second: Ran) -> None:
 def test_the_same_command_goes_on_with_the_mended_arm(first: Ran, second: Ran, texts: dict[str, str]) -> None:
     assert second.exit_code == 0, second.output
     done = [line for line in second.output.splitlines() if line.startswith("done ")]
-    assert len(done) == 4 and all(" own, " in line for line in done)
-    assert "18 cells finished, 0 failed, 0 to go." in second.output
+    assert [line.split(":")[0].removeprefix("done ") for line in done] == [
+        *("pretrain own, seed 0", "pretrain own, seed 1"),
+        *(f"finetune {what}" for seed in "01" for what in (f"own, {LABELS}{seed}", f"scratch, {LABELS}{seed}, draw 1")),
+    ]
+    assert "20 cells finished, 0 failed, 0 to go." in second.output
     assert (second.folder / "results.csv").read_text().startswith(texts["results.csv"])
     report = (second.folder / "report.md").read_text()
-    assert "Failed cells" not in report and "mended" in report
+    assert "Failed cells" not in report and "mended" in report and "differ by their draw alone" in report
+
+
+def test_draws_differ_in_chance_alone(second: Ran) -> None:
+    drawn = [row for row in rows_of(second.folder) if (row["stage"], row["arm"]) == ("finetune", "scratch")]
+    assert [(row["seed"], row["draw"]) for row in drawn] == [("0", "0"), ("1", "0"), ("0", "1"), ("1", "1")]
+    for same in ("steps", "labelled_patients"):
+        assert len({row[same] for row in drawn}) == 1
+    assert len({row["config_hash"] for row in drawn}) == len({row["dice"] for row in drawn}) == 4
 
 
 def test_equal_settings_give_equal_numbers(second: Ran) -> None:
