@@ -4,25 +4,21 @@
 from __future__ import annotations
 
 import json
-import os
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ahm_transforms.fingerprint import fingerprint
+from ahm_transforms.cache_folder import CacheFolder
 from ahm_transforms.io._types import Case
 
 __all__ = ["Remembered"]
 
 
 class Remembered:
-    """One small file for each case, called by its fingerprint; without names of files or patients.
-
-    Several processes may use one folder; nothing in it is ever removed.
+    """One small file for each case.
 
     Args:
-        folder: where they are; it is made if need be.
+        folder: where they are, see `CacheFolder`.
         asked: what was asked about the cases; another question has other answers.
 
     Raises:
@@ -37,12 +33,7 @@ class Remembered:
     """
 
     def __init__(self, folder: str | Path, *asked: Any) -> None:
-        self.folder = Path(folder)
-        self.asked = asked
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(f"cache_dir: expected a folder to write to, got {folder} ({error.strerror}).") from error
+        self.kept = CacheFolder(folder, *asked, suffix=".json")
 
     def read(self, case: Case) -> dict[str, Any] | None:
         """Return what `write` was given for a case; ``None`` if it was not, or its files have changed since."""
@@ -54,16 +45,9 @@ class Remembered:
 
     def write(self, case: Case, found: Mapping[str, Any]) -> None:
         """Keep what was found out about a case: numbers, texts and lists of them."""
-        path = self._path(case)
-        temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
-        try:
+        with self.kept.replacing(self._path(case)) as temporary:
             temporary.write_text(json.dumps(found), encoding="utf-8")
-            os.replace(temporary, path)
-        except OSError as error:
-            raise OSError(f"cache_dir: cannot write to {self.folder} ({error}).") from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _path(self, case: Case) -> Path:
         looked_at = {key: value for key, value in case.items() if key not in ("case_id", "patient_id")}
-        return self.folder / f"{fingerprint(looked_at, *self.asked)}.json"
+        return self.kept.path(looked_at)

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,7 +15,7 @@ from monai.data import MetaTensor
 from monai.data.utils import pickle_hashing
 from monai.transforms import Compose, RandomizableTrait, Transform
 
-from ahm_transforms.fingerprint import fingerprint
+from ahm_transforms.cache_folder import CacheFolder
 
 __all__ = ["PersistentSteps", "persistent"]
 
@@ -32,11 +30,11 @@ class PersistentSteps(Transform):
     A stored case belongs to the entries of the case, to the size and the time of change of the files that they name, to
     the steps with their arguments, to this package's code and the versions of MONAI and torch: what changes is prepared
     anew. Code of your own steps is not looked into: choose another folder when you change it.
-    Of the meta data, the affine stays alone. Several processes may use one folder; nothing in it is ever removed.
+    Of the meta data, the affine stays alone.
 
     Args:
         steps: deterministic transforms.
-        cache_dir: folder; it is made if need be.
+        cache_dir: see `CacheFolder`.
 
     Raises:
         OSError: when files cannot be written there.
@@ -54,36 +52,26 @@ class PersistentSteps(Transform):
 
     def __init__(self, steps: Sequence[Transform], cache_dir: str | Path) -> None:
         self.steps = Compose(steps)
-        self.cache_dir = Path(cache_dir)
-        self.made_by = pickle_hashing(list(steps)).decode()
-        try:
-            self.cache_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(f"cache_dir: expected a folder to write to, got {cache_dir} ({error.strerror}).") from error
+        self.kept = CacheFolder(cache_dir, pickle_hashing(list(steps)).decode(), suffix=".pt")
 
     def __call__(self, data: Mapping[str, Any]) -> Any:
         """Return what the steps make of a case, from the folder if it is there."""
-        path = self.cache_dir / f"{fingerprint(data, self.made_by)}.pt"
+        path = self.kept.path(data)
         if path.is_file():
             try:
                 return _read(path)
             except Exception as error:  # torch raises whatever a damaged file makes it stumble over
                 logger.warning("%s is damaged and is made anew (%s).", path, " ".join(str(error).split())[:200])
         ready = self.steps(data)
-        temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
         try:
-            torch.save(_without_meta(ready), temporary)
-            stored = _read(temporary)
-            os.replace(temporary, path)
-        except (OSError, RuntimeError) as error:
-            raise OSError(f"cache_dir: cannot write to {self.cache_dir} ({error}).") from error
+            with self.kept.replacing(path) as temporary:
+                torch.save(_without_meta(ready), temporary)
+                stored = _read(temporary)
         except UnpicklingError as error:
             raise TypeError(
                 "cache_dir: expected tensors, arrays, numbers and text in a prepared case, got "
                 f"{ {key: type(value).__name__ for key, value in ready.items()} }."
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
         return stored
 
 
