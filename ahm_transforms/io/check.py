@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -21,18 +22,19 @@ from monai.data.utils import affine_to_spacing, is_no_channel
 from monai.utils import ensure_tuple
 from PIL import Image
 
-from ahm_transforms.io._types import NAMES_SHOWN, Case, Geometry, LeftOut
+from ahm_transforms.io._types import Case, Geometry, LeftOut
 from ahm_transforms.io.dicom import transfer_syntax
 from ahm_transforms.io.memory import available_memory
 from ahm_transforms.io.progress import with_bar
 from ahm_transforms.io.reader import IMAGE_SUFFIXES, NIFTI_SUFFIXES, has_suffix, is_nifti_or_picture, load_image
 from ahm_transforms.io.remembered import Remembered
+from ahm_transforms.io.seen import FEW_VALUES, Seen, recall, remember, warn
 
 LOGGER = logging.getLogger(__name__)
 
 _BYTES_PER_VOXEL = 12  # while one image is read and looked at, with its label
-_FEW_VALUES = 64  # scans of 8 bits have more than 100 different values, label maps have their classes
 _LOOKS = 16  # along each axis
+_PLACES = 256  # the same, to tell copies
 
 Inspect = Callable[[Case, MetaTensor], frozenset[str]]
 """Look at a case's label beside its image; return the classes that occur, or raise a ValueError with the reason."""
@@ -45,15 +47,6 @@ class Checked(NamedTuple):
     geometry: dict[str, Geometry]
     classes: dict[str, frozenset[str]]
     bad: list[LeftOut]
-
-
-class _Seen(NamedTuple):
-    case: Case
-    bad: str = ""
-    odd: str = ""
-    like_labels: bool = False
-    geometry: Geometry = Geometry((), ())
-    classes: frozenset[str] = frozenset()
 
 
 def check_cases(
@@ -69,7 +62,7 @@ def check_cases(
     """Read every case with the reader that training uses, each image once, however many cases are blocks of it.
 
     Cases that hold NaN or a single value stay: a warning names them, and the recipes' normalisation copes. So do those
-    that look like label maps, which are asked about where nothing else is inspected.
+    that look like label maps, which are asked about where nothing else is inspected, and copies of other patients'.
 
     Args:
         cases: what to read.
@@ -87,7 +80,7 @@ def check_cases(
         images[str(case["image"])].append(case)
     asked = (spatial_dims, min_size, channels, pictures)
     memory = None if cache_dir is None else Remembered(cache_dir, "check", *asked, repr(inspect))
-    results = {image: _recall(group, memory) for image, group in images.items()}
+    results = {image: recall(group, memory) for image, group in images.items()}
     unknown = [image for image, seen in results.items() if not seen]
     if len(unknown) < len(images):
         LOGGER.info("%d of %d images are as they were last checked.", len(images) - len(unknown), len(images))
@@ -95,20 +88,10 @@ def check_cases(
         checked = pool.map(lambda image: _check(images[image], *asked, inspect), unknown)
         for image, group in zip(unknown, with_bar(checked, "Checking images", len(unknown)), strict=True):
             results[image] = group
-            _remember(group, memory)
+            remember(group, memory)
     seen = [result for group in results.values() for result in group]
     called = case_names(cases)
-    odd = {called[result.case["case_id"]]: result.odd for result in seen if result.odd}
-    if odd:
-        names = ", ".join(f"{name} ({what})" for name, what in odd.items())
-        LOGGER.warning("%d image(s) hold NaN, infinite or constant values: %s", len(odd), names)
-    like_labels = list(dict.fromkeys(called[result.case["case_id"]] for result in seen if result.like_labels))
-    if like_labels:
-        names = ", ".join(like_labels[:NAMES_SHOWN]) + (", ..." if len(like_labels) > NAMES_SHOWN else "")
-        LOGGER.warning(
-            "%d image(s) hold no more than %d different whole numbers and look like label maps: %s",
-            *(len(like_labels), _FEW_VALUES, names),
-        )
+    warn(seen, called)
     good = [result for result in seen if not result.bad]
     return Checked(
         cases=[result.case for result in good],
@@ -116,29 +99,6 @@ def check_cases(
         classes={result.case["case_id"]: result.classes for result in good},
         bad=[LeftOut(called[result.case["case_id"]], result.bad) for result in seen if result.bad],
     )
-
-
-def _recall(cases: Sequence[Case], memory: Remembered | None) -> list[_Seen]:
-    """Return what was seen of the cases of one image; nothing unless all of them are remembered."""
-    found = [] if memory is None else [(case, each) for case in cases if (each := memory.read(case)) is not None]
-    seen = [
-        _Seen(
-            case,
-            odd=each["odd"],
-            like_labels=each["like_labels"],
-            geometry=Geometry(*map(tuple, each["geometry"])),
-            classes=frozenset(each["classes"]),
-        )
-        for case, each in found
-    ]
-    return seen if len(seen) == len(cases) else []
-
-
-def _remember(seen: Sequence[_Seen], memory: Remembered | None) -> None:
-    for each in seen:
-        if memory is not None and not each.bad:
-            found = {"odd": each.odd, "like_labels": each.like_labels, "geometry": each.geometry}
-            memory.write(each.case, found | {"classes": sorted(each.classes)})
 
 
 def case_name(case: Case) -> str:
@@ -201,27 +161,28 @@ def _check(
     channels: int | None,
     pictures: bool | None,
     inspect: Inspect | None,
-) -> list[_Seen]:
+) -> list[Seen]:
     """Return what is to be said about the cases of one image."""
     image = cases[0]["image"]
     first = image if isinstance(image, str) else image[0]
     if not Path(first).exists():
-        return [_Seen(case, bad="the file does not exist") for case in cases]
+        return [Seen(case, bad="the file does not exist") for case in cases]
     try:
         loaded = load_image(image, pictures=bool(pictures))
     except OSError as error:
         syntax = "" if is_nifti_or_picture(first) else transfer_syntax(first)
         named = f"cannot be read (transfer syntax {syntax})" if syntax else "cannot be read"
-        return [_Seen(case, bad=unreadable(error).replace("cannot be read", named, 1)) for case in cases]
+        return [Seen(case, bad=unreadable(error).replace("cannot be read", named, 1)) for case in cases]
     if problem := _shape_problem(loaded, spatial_dims, min_size, channels, pictures):
-        return [_Seen(case, bad=problem) for case in cases]
+        return [Seen(case, bad=problem) for case in cases]
     geometry, odd = _geometry(loaded), _odd_values(loaded)
     like_labels = inspect is None and not odd and _has_few_values(loaded.as_tensor())
-    seen = [_Seen(case, odd=odd, like_labels=like_labels, geometry=geometry) for case in cases]
+    digest = _digest(loaded.as_tensor())
+    seen = [Seen(case, odd=odd, like_labels=like_labels, digest=digest, geometry=geometry) for case in cases]
     return [_inspected(each, loaded, inspect) for each in seen]
 
 
-def _inspected(seen: _Seen, image: MetaTensor, inspect: Inspect | None) -> _Seen:
+def _inspected(seen: Seen, image: MetaTensor, inspect: Inspect | None) -> Seen:
     if inspect is None:
         return seen
     try:
@@ -264,8 +225,15 @@ def _odd_values(image: MetaTensor) -> str:
     return "constant" if low == high else ""
 
 
+def _digest(image: torch.Tensor) -> str:
+    """Return what no other image has, but for a copy: a hash of its shape and values, of large ones at some places."""
+    some = image[tuple(slice(None, None, max(1, size // _PLACES)) for size in image.shape)]
+    key = str(tuple(image.shape)).encode()
+    return hashlib.blake2b(some.contiguous().numpy().data, key=key, digest_size=16).hexdigest()
+
+
 def _has_few_values(image: torch.Tensor) -> bool:
-    """Return whether there are no more than `_FEW_VALUES`, all of them whole numbers."""
+    """Return whether there are no more than `FEW_VALUES`, all of them whole numbers."""
     some = image[tuple(slice(None, None, max(1, size // _LOOKS)) for size in image.shape)]  # of most images that is all
     return _are_few(some.unique()) and _are_few(
         image.permute(*range(image.ndim)[::-1]).flatten().unique_consecutive().unique()
@@ -273,4 +241,4 @@ def _has_few_values(image: torch.Tensor) -> bool:
 
 
 def _are_few(values: torch.Tensor) -> bool:
-    return len(values) <= _FEW_VALUES and torch.equal(values, values.round())
+    return len(values) <= FEW_VALUES and torch.equal(values, values.round())

@@ -124,6 +124,29 @@ def test_images_that_look_like_label_maps_are_reported_and_stay(
     )
 
 
+def test_copies_of_another_patients_image_are_reported_and_stay(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = np.random.default_rng(0).random((8, 9, 700)).astype(np.float32)
+    named = {"p1_a": values, "p1_b": values, "p2_a": values, "p3_a": values.reshape(9, 8, 700), "p4_a": values}
+    named |= {"p5_a": np.where(values == values[3, 4, 10], 2, values)}  # one voxel differs
+    named |= {"p6_a": np.zeros_like(values), "p7_a": np.zeros_like(values)}
+    for name, array in named.items():
+        nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / f"{name}.nii.gz")
+    options = {"patient_pattern": r"(p\d)", "val_fraction": 0, "cache_dir": tmp_path / "cache"}
+    for _ in range(2):  # read, and remembered
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert len(load_cases(tmp_path, **options).training) == len(named)
+        (message,) = [message for message in caplog.messages if "copies" in message]
+        assert message.startswith(
+            "2 image(s) look like copies of another patient's: p2_a.nii.gz of p1_a.nii.gz; p4_a.nii.gz of p1_a.nii.gz. "
+        )
+    caplog.clear()
+    load_cases(tmp_path, **options | {"patient_pattern": r"(p)"})
+    assert "copies" not in caplog.text
+
+
 def test_sizes_are_compared_in_the_axes_that_the_recipe_sees(tmp_path: Path) -> None:
     sagittal = np.array([[0, 0, 4.0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])  # slices along the last axis
     write_nifti(tmp_path / "a.nii.gz", (30, 28, 6), sagittal)
@@ -154,7 +177,8 @@ def test_no_more_images_are_read_at_a_time_than_fit_in_memory(
     monkeypatch.setattr("ahm_transforms.io.check.available_memory", lambda: free)
     monkeypatch.setattr("ahm_transforms.io.check.ThreadPoolExecutor", pool)
     monkeypatch.setattr("os.cpu_count", lambda: 64)
-    cases = [{"image": str(path), "case_id": path.name} for path in sorted(tmp_path.iterdir()) if path.is_file()]
+    files = [path for path in sorted(tmp_path.iterdir()) if path.is_file()]
+    cases = [{"image": str(path), "case_id": path.name, "patient_id": path.name} for path in files]
     checked = check_cases([*cases, *find_cases(tmp_path / "series").cases], spatial_dims=2)
     assert len(checked.cases) == 3 and len(checked.bad) == 1
     assert pools == [workers]
@@ -166,12 +190,23 @@ def test_error_survives_pickling() -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "dims", "count"), [("hippocampus_mr/images", 3, 160), ("busi_ultrasound/images", 2, 780)]
+    ("folder", "dims", "count", "copies"),
+    [
+        ("hippocampus_mr/images", 3, 160, ""),
+        (
+            "busi_ultrasound/images",
+            2,
+            780,
+            "1 image(s) look like copies of another patient's: malignant_145",
+        ),
+    ],
 )
-def test_real_folders_are_clean(folder: str, dims: int, count: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_real_folders_are_clean_but_for_a_copy(
+    folder: str, dims: int, count: int, copies: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         cases = load_cases(real_data(folder), spatial_dims=dims, min_size=16, channels=1)
-    assert not caplog.messages
+    assert len(caplog.messages) == bool(copies) and copies in caplog.text
     assert len(cases.training) + len(cases.validation) == count
     assert len(cases.validation) == count // 5
 
