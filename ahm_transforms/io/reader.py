@@ -164,6 +164,8 @@ def _nifti_problem(image: Any) -> str:
         return f"spacing is in {unit}, expected mm"
     if image.get_data_dtype().kind == "c":
         return "holds complex values, expected real ones: save their magnitude"
+    if image.get_data_dtype().kind == "V":
+        return "holds RGB colours, expected numbers: save grey values, or the colours as a fourth axis"
     # of 2D files the plane in space does not matter
     if not np.isfinite(image.affine).all() or (image.ndim > 2 and np.linalg.matrix_rank(image.affine[:3, :3]) < 3):
         return "the affine is singular or not finite, expected one that says where the voxels lie"

@@ -54,6 +54,8 @@ def test_headers_that_mislead_are_bad_cases(tmp_path: Path) -> None:
         image.header.set_xyzt_units(unit)
         nib.save(image, tmp_path / f"{unit}.nii.gz")
     nib.save(nib.Nifti1Image(values + 1j, np.eye(4)), tmp_path / "complex.nii.gz")
+    colours = np.zeros(values.shape, [(name, np.uint8) for name in "RGB"])
+    nib.save(nib.Nifti1Image(colours, np.eye(4)), tmp_path / "colours.nii.gz")
     for name, place in (("flat", np.zeros(12)), ("nan", np.array([1, 0, 0, np.nan, 0, 1, 0, 0, 0, 0, 1, 0]))):
         image = nib.Nifti1Image(values, np.eye(4))
         image.header["sform_code"], image.header["qform_code"] = 1, 0
@@ -64,10 +66,11 @@ def test_headers_that_mislead_are_bad_cases(tmp_path: Path) -> None:
     with pytest.raises(BadCasesError) as caught:
         load_cases(tmp_path)
     reasons = {bad.name: bad.reason.removeprefix("cannot be read: ValueError: ") for bad in caught.value.bad}
-    assert set(reasons) == {"micron.nii.gz", "meter.nii.gz", "complex.nii.gz", "flat.nii", "nan.nii"}
+    assert set(reasons) == {"micron.nii.gz", "meter.nii.gz", "complex.nii.gz", "colours.nii.gz", "flat.nii", "nan.nii"}
     assert reasons["micron.nii.gz"] == "spacing is in micron, expected mm"
     assert reasons["meter.nii.gz"] == "spacing is in meter, expected mm"
     assert reasons["complex.nii.gz"].startswith("holds complex values")
+    assert reasons["colours.nii.gz"].startswith("holds RGB colours")
     assert reasons["flat.nii"] == reasons["nan.nii"]
     assert reasons["nan.nii"].startswith("the affine is singular or not finite")
 
