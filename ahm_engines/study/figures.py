@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ahm_engines.study.comparisons import Comparison, targets
 from ahm_engines.study.drawing import COLUMN, PAGE, TEXT, ArmStyle, End, arm_styles, in_style, label_ends
-from ahm_engines.study.finished import Finished
+from ahm_engines.study.finished import Finished, mean_curve
 from ahm_engines.study.quantities import quantity
 from ahm_engines.study.sentences import patients
 from ahm_engines.study.statistics import Verdict, running_mean
@@ -72,10 +72,10 @@ def draw_learning_curves(study: Finished) -> Figure | None:
     figure, axes = _panels(len(fractions), height=2.3)
     for fraction, axis in zip(fractions, axes, strict=True):
         for name, style in styles.items():
-            steps, mean = _mean_curve([*study.finished_curves(name, fraction).values()])
-            if len(steps):
-                scores = quantity(study.key_metric).factor * mean
-                axis.plot(steps, scores, color=style.colour, ls=style.line, label=style.title)
+            mean = mean_curve([*study.finished_curves(name, fraction).values()])
+            if mean:
+                scores = quantity(study.key_metric).factor * running_mean([*mean.values()])
+                axis.plot([*mean], scores, color=style.colour, ls=style.line, label=style.title)
         _target_line(axis, study, fraction)
         axis.set(title=_title(study, fraction), xlabel="finetuning steps")
         axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -83,13 +83,6 @@ def draw_learning_curves(study: Finished) -> Figure | None:
     found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(found.values(), found.keys(), loc="outside right center", handlelength=2.2)
     return figure
-
-
-def _mean_curve(curves: Sequence[Mapping[float, float]]) -> tuple[list[float], np.ndarray]:
-    """Steps that all seeds have, and the mean of their running means there."""
-    smoothed = [dict(zip(curve, running_mean([*curve.values()]), strict=True)) for curve in curves]
-    steps = sorted(set.intersection(*(set(curve) for curve in smoothed))) if smoothed else []
-    return steps, np.array([[curve[step] for step in steps] for curve in smoothed]).mean(0) if steps else np.array([])
 
 
 def _target_line(axis: Axes, study: Finished, fraction: float) -> None:

@@ -16,7 +16,7 @@ from ahm_engines.study.cells import Cell, pretrained_by, stages
 from ahm_engines.study.results import read_rows
 from ahm_engines.study.settings import STUDY_VERSION, Arm, scratch_like
 
-__all__ = ["FINETUNE", "PRETRAIN", "Finished", "Row", "read_finished"]
+__all__ = ["FINETUNE", "PRETRAIN", "Finished", "Row", "mean_curve", "read_finished"]
 
 PRETRAIN, FINETUNE = "pretrain", "finetune"
 Curve = dict[float, float]
@@ -116,11 +116,12 @@ class Finished:
         for row in self.done(FINETUNE, arm, fraction):
             if row.cell in self.curves:
                 drawn.setdefault(row.cell.seed, []).append(self.curves[row.cell])
-        return {seed: _mean_curve(curves) for seed, curves in drawn.items()}
+        return {seed: mean_curve(curves) for seed, curves in drawn.items()}
 
 
-def _mean_curve(curves: Sequence[Curve]) -> Curve:
-    steps = sorted(set.intersection(*map(set, curves)))
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    """Return the mean at the steps that all of them have, rising; none of none."""
+    steps = sorted(set.intersection(*map(set, curves))) if curves else []
     return {step: fmean(curve[step] for curve in curves) for step in steps}
 
 
