@@ -14,7 +14,6 @@ from typing import Any
 from ahm_engines.files import write_json
 from ahm_engines.study.settings import LABELS, Study
 from ahm_transforms.io import Case, Cases, Split, load_cases, load_classification_cases, load_segmentation_cases
-from ahm_transforms.io.pairs import lies_in
 from ahm_transforms.io.split import choose_patients, split_by_patient
 
 __all__ = ["Splits", "make_splits"]
@@ -94,10 +93,7 @@ def _named(cases: Sequence[Case], classes: Sequence[str]) -> list[Case]:
 
 def _images(study: Study, finding: dict[str, Any]) -> list[Case]:
     """All images, with or without a label, but label maps and those that a datalist wants to validate or test on."""
-    images = load_cases(**finding, val_fraction=0.0).training
-    labels_dir = study.data.get("labels_dir")
-    hidden = Path(labels_dir).resolve() if labels_dir else None
-    return [case for case in images if hidden is None or not lies_in(case, hidden)]
+    return load_cases(**finding, labels_dir=study.data.get("labels_dir"), val_fraction=0.0).training
 
 
 def _finding(study: Study) -> dict[str, Any]:
