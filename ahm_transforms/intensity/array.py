@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import torch
-from monai.data import MetaTensor
+from monai.config import NdarrayOrTensor, NdarrayTensor
 from monai.transforms import Transform
-from monai.utils import TransformBackends, convert_to_dst_type
+from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor
 
 _SAMPLE_VOXELS = 2**18  # percentiles of so many voxels are within a fraction of a percent of those of all
 
@@ -14,7 +14,7 @@ _SAMPLE_VOXELS = 2**18  # percentiles of so many voxels are within a fraction of
 class WindowToUnit(Transform):
     """Map ``[low, high]`` linearly to [0, 1] and clip; NaN and infinity count as ``low``.
 
-    The result is a float32 tensor of the same shape and kind; the input is left alone.
+    The result is float32, of the same shape and kind (tensor or array); the input is left alone.
 
     Args:
         low: what becomes 0, in the image's unit (HU for CT).
@@ -35,17 +35,18 @@ class WindowToUnit(Transform):
             raise ValueError(f"a window needs low < high, got [{low}, {high}].")
         self.low, self.high = float(low), float(high)
 
-    def __call__(self, img: torch.Tensor) -> torch.Tensor:
+    def __call__(self, img: NdarrayTensor) -> NdarrayTensor:
         """Scale ``img`` of shape [C, *S]."""
         out = _finite(img, self.low).sub_(self.low).div_(self.high - self.low).clamp_(0, 1)
-        return convert_to_dst_type(out, img, dtype=torch.float32)[0]
+        scaled: NdarrayTensor = convert_to_dst_type(out, img, dtype=torch.float32)[0]
+        return scaled
 
 
 class PercentilesToUnit(Transform):
     """Map two percentiles of the image linearly to 0 and 1 and clip; NaN and infinity count as 0.
 
     Where both percentiles are equal, the least and the greatest value take their place; a constant channel becomes 0.
-    Large images are sampled on a regular grid. The result is a float32 tensor of the same shape and kind.
+    Large images are sampled on a regular grid. The result is float32, of the same shape and kind (tensor or array).
 
     Args:
         lower: percentile that becomes 0, in [0, 100].
@@ -68,14 +69,15 @@ class PercentilesToUnit(Transform):
         self.percentiles = (lower, upper)
         self.channel_wise = channel_wise
 
-    def __call__(self, img: torch.Tensor) -> torch.Tensor:
+    def __call__(self, img: NdarrayTensor) -> NdarrayTensor:
         """Scale ``img`` of shape [C, *S]."""
         out = _finite(img, 0.0)
         for channel in out.split(1 if self.channel_wise else len(out)):
             low, high = self._range(channel)
             # a constant channel has nothing to divide by: subtracting leaves zeros
             channel.sub_(low).div_(high - low if high > low else 1.0).clamp_(0, 1)
-        return convert_to_dst_type(out, img, dtype=torch.float32)[0]
+        scaled: NdarrayTensor = convert_to_dst_type(out, img, dtype=torch.float32)[0]
+        return scaled
 
     def _range(self, channel: torch.Tensor) -> tuple[float, float]:
         values = _sample(channel)
@@ -84,9 +86,9 @@ class PercentilesToUnit(Transform):
         return (low, high) if high > low else (float(channel.min()), float(channel.max()))
 
 
-def _finite(img: torch.Tensor, value: float) -> torch.Tensor:
+def _finite(img: NdarrayOrTensor, value: float) -> torch.Tensor:
     """Return a plain float32 copy of ``img`` in which ``value`` stands for NaN and infinity."""
-    plain = img.as_tensor() if isinstance(img, MetaTensor) else img
+    plain: torch.Tensor = convert_to_tensor(img)
     return torch.nan_to_num(plain.to(torch.float32), nan=value, posinf=value, neginf=value)
 
 

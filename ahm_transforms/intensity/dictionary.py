@@ -6,8 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
-import torch
-from monai.config import KeysCollection
+from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform
 
 from ahm_transforms.intensity.array import PercentilesToUnit, WindowToUnit
@@ -16,7 +15,7 @@ from ahm_transforms.intensity.array import PercentilesToUnit, WindowToUnit
 class _Eachd(MapTransform):
     """Apply one array transform to every key."""
 
-    transform: Callable[[torch.Tensor], torch.Tensor]
+    transform: Callable[[NdarrayOrTensor], NdarrayOrTensor]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return a copy of ``data`` with the keys transformed."""

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.config import KeysCollection
-from monai.data import MetaTensor
+from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform, Randomizable
 from monai.transforms.traits import MultiSampleTrait
+from monai.utils import convert_to_tensor
 
 _EMPTY = 0.05  # at or below this value, in images scaled to [0, 1], a voxel is air
 _LOOKS = 16
@@ -178,15 +178,15 @@ class _Classes:
         return None
 
 
-def _check_alike(images: Mapping[Hashable, torch.Tensor]) -> None:
+def _check_alike(images: Mapping[Hashable, NdarrayOrTensor]) -> None:
     sizes = {key: tuple(img.shape[1:]) for key, img in images.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"keys: expected entries of one size, got {sizes}.")
 
 
-def _pad(img: torch.Tensor, crop_size: Sequence[int]) -> torch.Tensor:
+def _pad(img: NdarrayOrTensor, crop_size: Sequence[int]) -> torch.Tensor:
     """Return ``img`` as a plain tensor, at least as large as the window along the window's axes."""
-    plain = img.as_tensor() if isinstance(img, MetaTensor) else img
+    plain: torch.Tensor = convert_to_tensor(img)
     sizes = plain.shape[1:]
     if len(sizes) < len(crop_size):
         raise ValueError(f"crop_size {tuple(crop_size)} has more axes than the image, whose size is {tuple(sizes)}.")

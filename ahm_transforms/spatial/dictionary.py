@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection
+from monai.data import get_track_meta
 from monai.transforms import Crop, InvertibleTransform, MapTransform
-from monai.utils import ensure_tuple_rep
+from monai.utils import convert_to_tensor, ensure_tuple_rep
 
 from ahm_transforms.spatial.array import ResampleToSpacing
 
@@ -118,7 +119,8 @@ class ClearOutsideBlockd(MapTransform):
             return result
         inside = (slice(None), *(slice(*ends) for ends in result[self.block_key]))
         for key in self.key_iterator(result):
-            cleared = torch.zeros_like(result[key])
-            cleared[inside] = result[key][inside]
+            image: torch.Tensor = convert_to_tensor(result[key], track_meta=get_track_meta())
+            cleared = torch.zeros_like(image)
+            cleared[inside] = image[inside]
             result[key] = cleared
         return result

@@ -71,6 +71,15 @@ def test_type_metadata_and_input(dtype: torch.dtype) -> None:
     assert torch.equal(img, before)
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.int16, np.uint16])
+@pytest.mark.parametrize("transform", [WindowToUnit(-100, 100), PercentilesToUnit()])
+def test_arrays_stay_arrays(transform: WindowToUnit | PercentilesToUnit, dtype: type) -> None:
+    array = noise(1, 10, 11).abs().numpy().astype(dtype)
+    kept, out = array.copy(), transform(array[:, ::-1])
+    assert isinstance(out, np.ndarray) and out.dtype == np.float32 and np.array_equal(array, kept)
+    np.testing.assert_allclose(out, transform(torch.as_tensor(kept.astype(np.float32)))[:, range(9, -1, -1)], atol=1e-6)
+
+
 def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match=r"a window needs low < high, got \[5, 5\]"):
         WindowToUnit(5, 5)

@@ -176,6 +176,18 @@ def test_a_window_of_the_whole_image_shares_no_memory_with_it() -> None:
     assert torch.equal(data["image"], numbered(4, 4))
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_arrays_become_tensors(share: float) -> None:
+    img = numbered(9, 7)
+    item = {"image": img, "label": (img == 20).to(torch.uint8), "block": [[1, 8], [2, 7]]}
+    arrays = {key: value.numpy() if isinstance(value, torch.Tensor) else value for key, value in item.items()}
+    crop = RandCropSamplesd(("image", "label"), (5, 4), samples=3, label_key="label", foreground_share=share)
+    steps = Compose([ClearOutsideBlockd(("image", "label")), crop])
+    wanted, found = (steps.set_random_state(seed=0)(entry) for entry in (item, arrays))
+    for one, other in zip(wanted, found, strict=True):
+        assert all(type(other[key]) is torch.Tensor and torch.equal(one[key], other[key]) for key in ("image", "label"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
