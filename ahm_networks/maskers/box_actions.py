@@ -92,21 +92,14 @@ class BoxActions(NamedTuple):
         return torch.where(known, stretched, 0.0)
 
 
-@functools.lru_cache(maxsize=32)
 def box_actions(sizes: tuple[tuple[int, ...], ...], grid: tuple[int, ...], device: torch.device) -> BoxActions:
-    """List all boxes.
+    """List all boxes; the list is kept for the next call, but not that of a program being made: it holds stand-ins.
 
     Raises:
         ValueError: when no size fits into the grid.
     """
-    if not any(all(s <= g for s, g in zip(size, grid, strict=True)) for size in sizes):
-        raise ValueError(
-            f"sizes: expected a box that fits into the grid of {grid} cells, got {sizes}; "
-            "take smaller boxes or smaller patches."
-        )
-    first = torch.cartesian_prod(*[torch.arange(n, device=device) for n in grid]).view(-1, len(grid))
-    size = torch.tensor(sizes, device=device).repeat_interleave(len(first), dim=0)
-    return BoxActions(grid, sizes, F.pad(first.repeat(len(sizes), 1), (0, 0, 0, 1)), F.pad(size, (0, 0, 0, 1)))
+    program = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return (_list_boxes if program else _kept_boxes)(sizes, grid, device)
 
 
 def box_sizes(sizes: Sequence[int | Sequence[int]], spatial_dims: int) -> tuple[tuple[int, ...], ...]:
@@ -130,3 +123,17 @@ def _best_of_one_size(scores: Tensor, size: Sequence[int]) -> Tensor:
     pool = F.max_pool2d if len(size) == 2 else F.max_pool3d
     padded = F.pad(scores, [n for s in reversed(size) for n in (s - 1, 0)], value=float("-inf"))
     return pool(padded, tuple(size), stride=1)
+
+
+def _list_boxes(sizes: tuple[tuple[int, ...], ...], grid: tuple[int, ...], device: torch.device) -> BoxActions:
+    if not any(all(s <= g for s, g in zip(size, grid, strict=True)) for size in sizes):
+        raise ValueError(
+            f"sizes: expected a box that fits into the grid of {grid} cells, got {sizes}; "
+            "take smaller boxes or smaller patches."
+        )
+    first = torch.cartesian_prod(*[torch.arange(n, device=device) for n in grid]).view(-1, len(grid))
+    size = torch.tensor(sizes, device=device).repeat_interleave(len(first), dim=0)
+    return BoxActions(grid, sizes, F.pad(first.repeat(len(sizes), 1), (0, 0, 0, 1)), F.pad(size, (0, 0, 0, 1)))
+
+
+_kept_boxes = functools.lru_cache(maxsize=32)(_list_boxes)

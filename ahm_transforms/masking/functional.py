@@ -165,7 +165,8 @@ def choose_cells(scores: Tensor, count: int | Tensor, *, allowed: Tensor | None 
         flat = flat.masked_fill(~allowed.flatten(1), float("-inf"))
     hidden = torch.zeros_like(flat, dtype=torch.bool)
     if isinstance(count, int):
-        return hidden.scatter_(1, flat.topk(count, sorted=False).indices, True).view_as(scores)
+        # 1 and not True: torch.jit.trace knows no scatter of a bool
+        return hidden.scatter_(1, flat.topk(count, sorted=False).indices, 1).view_as(scores)
     position = torch.arange(flat.shape[1], device=flat.device)
     return hidden.scatter_(1, flat.argsort(descending=True), position < count.unsqueeze(1)).view_as(scores)
 

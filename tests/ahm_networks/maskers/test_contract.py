@@ -474,6 +474,27 @@ def test_a_foreground_of_another_shape_is_refused(shape) -> None:
         UniformMasker(2, 8, 0.5)(torch.rand(2, 1, 32, 32), foreground=torch.ones(shape, dtype=torch.bool))
 
 
+class HiddenVoxels(torch.nn.Module):
+    """A masker as a program: tensor in, tensor out."""
+
+    def __init__(self, masker: Masker) -> None:
+        super().__init__()
+        self.masker = masker
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.masker(image).mask
+
+
+@pytest.mark.parametrize("how", ["trace", "export"])
+@pytest.mark.parametrize("name", ["set", "loss_mse", "curriculum", "visible_sampling", "boxes", "q_region"])
+def test_programs_of_maskers_hide_the_same_and_leave_maskers_alone(name: str, how: str) -> None:
+    size = (72, 18) if how == "trace" else (70, 29)  # grids of no other test: what is kept of them comes from here
+    hidden, (first, image) = HiddenVoxels(build(name, 2).eval()), torch.rand(2, 3, 1, *size)
+    program = torch.jit.trace(hidden, (first,)) if how == "trace" else torch.export.export(hidden, (first,)).module()
+    for masker in (hidden.masker, build(name, 2).eval()):
+        assert masker(image).mask.tolist() == program(image).tolist()
+
+
 def test_maskers_go_into_spawned_workers() -> None:
     data = Dataset([torch.rand(1, 32, 32)] * 4, AdaptiveHardMask(ActorCriticMasker(2, 8, 0.5), draw=True))
     masked = list(DataLoader(data, num_workers=1, multiprocessing_context="spawn", batch_size=1))
