@@ -10,6 +10,7 @@ from numbers import Real
 from typing import Any
 
 import torch
+from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
 from ahm_networks.rl.schedules import check_share
@@ -113,6 +114,10 @@ class Masker(nn.Module, ABC):
         self.foreground_threshold = foreground_threshold
         self._generator = torch.Generator().manual_seed(seed)
 
+    def __call__(self, image: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run :meth:`forward` on a plain tensor: a ``MetaTensor`` would drag its metadata through every step."""
+        return super().__call__(convert_to_tensor(image), *args, **kwargs)
+
     @abstractmethod
     def forward(self, image: Tensor, *, mask_ratio: float | None = None, foreground: Tensor | None = None) -> Decision:
         """Decide what to hide.
@@ -144,7 +149,7 @@ class Masker(nn.Module, ABC):
                 f"got {tuple(reward.shape)}; take the mean of an error over its channels."
             )
         precision = next(self.parameters(), reward).dtype
-        return image_to_cells(reward.to(precision), self.patch_size).flatten(1)
+        return image_to_cells(convert_to_tensor(reward, dtype=precision), self.patch_size).flatten(1)
 
     def diagnostics(self, decision: Decision) -> dict[str, Tensor]:
         """Scalars worth logging about this masker's own learning; no values leave the device here."""
@@ -200,7 +205,7 @@ class Masker(nn.Module, ABC):
                     f"foreground: expected [B, 1, *S] for an image of shape {tuple(image.shape)}, "
                     f"got {tuple(foreground.shape)}."
                 )
-            allowed = image_to_cells(foreground, self.patch_size, reduction="max") > 0
+            allowed = image_to_cells(convert_to_tensor(foreground), self.patch_size, reduction="max") > 0
         elif self.foreground_threshold is not None:
             level = image_to_cells(image.detach(), self.patch_size).amax(1, keepdim=True)
             allowed = level > self.foreground_threshold

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from monai.utils import convert_to_tensor
 from torch import Tensor
 
 __all__ = ["check_image", "check_room", "check_size", "checked_mask"]
@@ -25,20 +26,21 @@ def check_image(image: Tensor, spatial_dims: int, in_channels: int) -> None:
 
 
 def checked_mask(image: Tensor, mask: Tensor | None, spatial_dims: int, in_channels: int) -> Tensor:
-    """Return the mask of an image ``[B, C, *S]``: ``[B, 1, *S]`` bool; without one, nothing is hidden.
+    """Return the mask of an image ``[B, C, *S]``: a plain tensor ``[B, 1, *S]`` bool; without one, nothing is hidden.
 
     Raises:
         ValueError: when the image does not fit the network, or the mask the image.
     """
     check_image(image, spatial_dims, in_channels)
     if mask is None:
-        return torch.zeros_like(image[:, :1], dtype=torch.bool)
+        mask = torch.zeros_like(image[:, :1], dtype=torch.bool)
     if mask.dtype != torch.bool or mask.shape != (image.shape[0], 1, *image.shape[2:]):
         raise ValueError(
             f"mask: expected bool [B, 1, *S] for an image of shape {tuple(image.shape)}, "
             f"got {mask.dtype} {tuple(mask.shape)}."
         )
-    return mask
+    plain: Tensor = convert_to_tensor(mask)
+    return plain
 
 
 def check_room(image: Tensor, img_size: Sequence[int]) -> None:

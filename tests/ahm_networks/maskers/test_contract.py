@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from monai.data import DataLoader, Dataset
+from monai.data import DataLoader, Dataset, MetaTensor, list_data_collate
 from torch import Tensor
 
 from ahm_networks import (
@@ -472,6 +472,22 @@ def test_a_foreground_of_another_shape_is_refused(shape) -> None:
     message = re.escape("foreground: expected [B, 1, *S] for an image of shape (2, 1, 32, 32), got")
     with pytest.raises(ValueError, match=message):
         UniformMasker(2, 8, 0.5)(torch.rand(2, 1, 32, 32), foreground=torch.ones(shape, dtype=torch.bool))
+
+
+@every_masker
+def test_batches_of_metatensors_are_taken_as_plain_tensors(name: str) -> None:
+    image, region = image_of(2), half_foreground(2) > 0
+    results = []
+    for wrap in (torch.Tensor, MetaTensor):
+        batch = list_data_collate([{"image": wrap(a), "region": wrap(b)} for a, b in zip(image, region, strict=True)])
+        masker = build(name, 2)
+        for _ in range(2):  # replay remembers the first time
+            decisions = [masker(batch["image"], foreground=batch["region"].bool()) for _ in range(masker.num_samples)]
+            loss = masker.loss([(decision, batch["image"]) for decision in decisions])
+        results.append((decisions[-1].mask, loss))
+    (mask, loss), (meta_mask, meta_loss) = results
+    assert type(meta_mask) is torch.Tensor and torch.equal(mask, meta_mask)
+    assert type(meta_loss) is type(loss) and (loss is None or torch.equal(loss, meta_loss))
 
 
 class HiddenVoxels(torch.nn.Module):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from monai.data import MetaTensor, list_data_collate
 from monai.networks.nets import UNETR
 from torch import Tensor
 
@@ -150,6 +151,15 @@ def test_bfloat16_autocast(dims, dtype):
     assert torch.allclose(rebuilt.float(), expected, atol=0.1)
     MaskedLoss()(rebuilt, image, mask).backward()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_batches_of_metatensors(with_mask):
+    network, (image, mask) = build(), example()
+    items = [{"image": MetaTensor(a), "mask": MetaTensor(b)} for a, b in zip(image, mask, strict=True)]
+    batch = list_data_collate(items)
+    pred = network(batch["image"], batch["mask"] if with_mask else None)
+    assert torch.equal(pred.as_tensor(), network(image, mask if with_mask else None))
 
 
 def test_weights_come_back_from_a_state_dict():
