@@ -232,9 +232,12 @@ def _stages_head(dims: int, channels: list[int], classes: int, dropout: float) -
 
 
 class _Standardise(nn.BatchNorm1d):
-    """Batch norm that takes a batch of one, the rest of an epoch, with its running statistics."""
+    """Batch norm that takes a batch of one, the rest of an epoch, with its running statistics, in their precision."""
+
+    running_mean: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
+        input = input.to(self.running_mean.dtype)
         if len(input) > 1:
             return super().forward(input)
         return F.batch_norm(input, self.running_mean, self.running_var, eps=self.eps)

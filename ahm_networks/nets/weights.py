@@ -197,6 +197,7 @@ def freeze_encoder(network: nn.Module) -> None:
 
     Batch norms then keep their statistics, and dropout inside the encoder is off. With ``DistributedDataParallel``,
     freeze ahead of wrapping; to thaw later, freeze the wrapped network and wrap with ``find_unused_parameters=True``.
+    Thaw ahead of ``torch.jit.script``, which cannot follow what keeps the mode; tracing and ``torch.export`` can.
 
     Raises:
         TypeError: when the encoder of such a network is not known.

@@ -194,6 +194,16 @@ def test_stages_head_reads_in_full_precision_under_autocast() -> None:
     assert read[0].dtype == torch.float32
 
 
+@every_head
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_network_in_another_precision(head: str, dtype: torch.dtype) -> None:
+    network, image = build(head=head).eval(), images(2)
+    wanted = network(image)
+    logits = network.to(dtype)(image.to(dtype))
+    assert logits.dtype == dtype
+    assert torch.allclose(logits.float(), wanted, atol=0.1)
+
+
 def test_a_single_voxel_at_the_bottom_has_a_finite_gradient() -> None:
     network = build(head="stages")
     network(images(2, size=(4, 4))).square().sum().backward()
