@@ -40,7 +40,7 @@ class _CropSamplesd(MapTransform, MultiSampleTrait):
         images = {key: data[key] for key in self.key_iterator(dict(data))}
         _check_alike(images)
         padded = {key: _pad(img, self.crop_size) for key, img in images.items()}
-        windows = self._windows(padded, rng)
+        windows = self._windows(padded, rng) if padded else [()] * self.samples
         # clones: where the window is the whole image, a slice would share memory with it
         return [{**data, **{key: _copy(img[window]) for key, img in padded.items()}} for window in windows]
 
@@ -60,7 +60,7 @@ class RandCropSamplesd(_CropSamplesd, Randomizable):
 
     With a label map among the keys, the share ``foreground_share`` of the windows is laid around a voxel of a class
     instead: the class is drawn among those that the map holds, all equally likely, and then one of its voxels, so that
-    rare and small classes are seen as often as others. A map without foreground gives windows as above.
+    rare and small classes are seen as often as others. Without foreground, or without a map, windows are as above.
 
     Args:
         keys: entries to crop, of one shape [C, *S].
@@ -104,7 +104,7 @@ class RandCropSamplesd(_CropSamplesd, Randomizable):
         return self._crop(data, self.R)
 
     def _windows(self, images: Mapping[Hashable, torch.Tensor], rng: np.random.RandomState) -> list[tuple]:
-        if not self.foreground_share:
+        if not self.foreground_share or self.label_key not in images:
             return super()._windows(images, rng)
         first, classes = next(iter(images.values())), _Classes(images[self.label_key])
         windows = []

@@ -176,6 +176,16 @@ def test_a_window_of_the_whole_image_shares_no_memory_with_it() -> None:
     assert torch.equal(data["image"], numbered(4, 4))
 
 
+def test_absent_entries_are_passed_over() -> None:
+    img = numbered(9, 7)
+    options = {"label_key": "label", "foreground_share": 1.0, "allow_missing_keys": True}
+    labelled = RandCropSamplesd(("image", "label"), (5, 4), 3, **options)
+    unlabelled = RandCropSamplesd("image", (5, 4), 3)
+    found, wanted = (crop.set_random_state(seed=0)({"image": img}) for crop in (labelled, unlabelled))
+    assert all(torch.equal(one["image"], other["image"]) for one, other in zip(found, wanted, strict=True))
+    assert labelled({"case_id": "a"}) == [{"case_id": "a"}] * 3
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_arrays_become_tensors(share: float) -> None:
     img = numbered(9, 7)
