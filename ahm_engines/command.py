@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from monai.bundle import ConfigWorkflow, run, update_kwargs
+from monai.bundle import ConfigParser, ConfigWorkflow, run, update_kwargs
+from monai.utils import str2bool
 
 from ahm_engines.errors import behind_monai
 from ahm_engines.options import did_you_mean
@@ -28,15 +29,16 @@ _ARGUMENTS = {"workflow_name", *inspect.signature(ConfigWorkflow).parameters} - 
 
 
 def begin_command() -> None:
-    """Refuse options that nothing uses, and have an error end with its cause; the bundles' ``initialize`` calls this.
+    """Refuse options that cannot be meant, and end errors with their cause; the bundles' ``initialize`` calls this.
 
-    MONAI takes any name for a new entry, so that ``--dataset_dirr scans`` would train on the default data, and wraps an
-    error in others, one for each entry that it came through. The options in an ``--args_file`` are looked at as well.
-    Nothing is done where no ``monai.bundle run`` is at work: whoever builds a workflow in Python may add entries, and
-    sees the errors.
+    MONAI takes any name for a new entry, so that ``--dataset_dirr scans`` would train on the default data, any text for
+    a value, passes over ``None``, and wraps an error in others, one for each entry that it came through. The options in
+    an ``--args_file`` are looked at as well. Nothing is done where no ``monai.bundle run`` is at work: whoever builds a
+    workflow in Python may add entries, and sees the errors.
 
     Raises:
-        ValueError: nothing uses an option; it names the entry that was probably meant.
+        ValueError: nothing uses an option; it names the entry that was probably meant. Or its value is text where the
+            files have a number, a list or the like, or ``None``.
     """
     frame = inspect.currentframe()
     while frame is not None and frame.f_code is not run.__code__:
@@ -45,16 +47,26 @@ def begin_command() -> None:
         return
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = _end_with_the_cause
-    command, config = frame.f_locals, running_config()
-    file, override = command["args_file"], command["override"]
+    command = frame.f_locals
+    _check_options(command["override"], command, running_config())
+
+
+def _check_options(override: Mapping[str, Any], command: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    file = command["args_file"]
     listed = update_kwargs(file)
     steps = {command[name] or listed.get(name) for name in ("run_id", "init_id", "final_id")}
-    given = (listed.keys() | override.keys()) - steps - _ARGUMENTS
+    given = {name: value for name, value in (listed | override).items() if name not in steps | _ARGUMENTS}
+    called = {name: f"--{name}" if name in override else f"{file}: {name}" for name in given}
     unused = unused_options(given, config)
     for name in unused:
         hint = did_you_mean(name, (config.keys() | _references(config)) - set(unused))
-        option = f"--{name}" if name in override else f"{file}: {name}"
-        raise ValueError(f"{option}: nothing in these configuration files uses such an option{hint}")
+        raise ValueError(f"{called[name]}: nothing in these configuration files uses such an option{hint}")
+    defaults = ConfigParser.load_config_files(command["config_file"] or listed["config_file"])
+    for name in sorted(given.keys() & defaults.keys()):
+        if name in override and override[name] is None and defaults[name] is not None:
+            raise ValueError(f"--{name}: MONAI passes over None, so that it would stay as it is; write '$None'.")
+        if told := wrong_kind(given[name], defaults[name]):
+            raise ValueError(f"{called[name]}: {told}")
 
 
 def unused_options(given: Iterable[str], config: Mapping[str, Any]) -> list[str]:
@@ -64,6 +76,24 @@ def unused_options(given: Iterable[str], config: Mapping[str, Any]) -> list[str]
     """
     used = [_steps(name) for name in _references(config) | _READ_BY_MONAI]
     return sorted(name for name in given if not any(_lead_the_same_way(_steps(name), each) for each in used))
+
+
+def wrong_kind(value: Any, default: Any) -> str:
+    """Return what is wrong with a value in place of that in the files; empty where it may be right.
+
+    Expressions and references may give anything, and so may a value where the files have text or nothing.
+
+    Example:
+        >>> wrong_kind("abc", 0.001)
+        "expected a number, got 'abc'."
+    """
+    if not isinstance(value, str) or value.startswith(("$", "@", "%")) or isinstance(default, str | None):
+        return ""
+    if isinstance(default, bool):
+        known = str2bool(value, True, False) == str2bool(value, False, False)  # whichever it is by default
+        return "" if known else f"expected true or false, got {value!r}."
+    kind = "a number" if isinstance(default, int | float) else "a list" if isinstance(default, list) else "a dictionary"
+    return f"expected {kind}, got {value!r}."
 
 
 def _references(config: Mapping[str, Any]) -> set[str]:

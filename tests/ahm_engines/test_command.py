@@ -53,6 +53,37 @@ def test_an_option_in_a_file_that_nothing_uses_stops_the_command(tmp_path: Path,
     )
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("learning_rate", "abc", "expected a number, got 'abc'."),
+        ("max_epochs", "3x", "expected a number, got '3x'."),
+        ("resume", "maybe", "expected true or false, got 'maybe'."),
+        ("policy_share", "0,5-0,7", "expected a list, got '0,5-0,7'."),
+        ("backbone_args", "{'channels': [4, 8]", "expected a dictionary, got \"{'channels': [4, 8]\"."),
+        ("val_interval", None, "MONAI passes over None, so that it would stay as it is; write '$None'."),
+    ],
+)
+def test_a_value_that_cannot_be_meant_stops_the_command(option: str, value: str | None, told: str) -> None:
+    with pytest.raises(RuntimeError) as error:
+        run("nothing", config_file=str(PRETRAIN / "configs/train.json"), **NOTHING, **{option: value})
+    assert str(behind_monai(error.value)) == f"--{option}: {told}"
+
+
+def test_a_value_in_a_file_that_cannot_be_meant_stops_the_command(tmp_path: Path) -> None:
+    file = tmp_path / "args.json"
+    file.write_text(json.dumps({"config_file": str(PRETRAIN / "configs/train.json"), "max_epochs": "3 epochs"}))
+    with pytest.raises(RuntimeError) as error:
+        run("nothing", args_file=str(file), **NOTHING)
+    assert str(behind_monai(error.value)) == f"{file}: max_epochs: expected a number, got '3 epochs'."
+
+
+def test_expressions_and_what_may_be_text_are_taken() -> None:
+    values = {"val_interval": "$None", "max_epochs": "@val_interval", "resume": "YES", "skip_bad": 1, "amp": "no"}
+    values |= {"dataset_dir": "scans", "modality": "ct", "labels_dir": None, "policy_share": "$[0, 1]"}
+    run("nothing", config_file=str(PRETRAIN / "configs/train.json"), **NOTHING, **values)
+
+
 def test_a_file_may_hold_all_that_a_command_takes(tmp_path: Path) -> None:
     file = tmp_path / "args.json"
     own = {"config_file": str(PRETRAIN / "configs/train.json"), "workflow_type": "train", "tracking": None}
