@@ -8,7 +8,7 @@ import pickle
 import shutil
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +92,7 @@ def check_fit(path: str | Path, content: Mapping[str, Any], objects: Mapping[str
     Raises:
         ValueError: when an entry is missing, or belongs to another architecture.
     """
-    missing = [name for name in objects if name not in content]
-    if missing:
-        raise ValueError(f"{path}: expected entries {missing}, the checkpoint has {sorted(content)}.")
+    _check_entries(path, content, objects)
     for name, item in objects.items():
         _check_weights(path, name, _plain(item), content[name])
 
@@ -173,6 +171,7 @@ class Checkpoints:
     def _go_on(self, engine: Engine, last: Path) -> None:
         content = load_checkpoint(last)
         check_fit(last, content, self.objects)
+        _check_entries(last, content, ("trainer", "best"))
         _check_patients(last, set(self.patients))
         _warn_of_other_settings(last, content.get("provenance", {}), self.provenance)
         self.owns_files = True
@@ -325,6 +324,12 @@ def _plain(item: Any) -> Any:
     if isinstance(item, nn.parallel.DistributedDataParallel):
         return _plain(item.module)
     return _plain(item._orig_mod) if hasattr(item, "_orig_mod") else item
+
+
+def _check_entries(path: str | Path, content: Mapping[str, Any], names: Iterable[str]) -> None:
+    missing = [name for name in names if name not in content]
+    if missing:
+        raise ValueError(f"{path}: expected entries {missing}, the checkpoint has {sorted(content)}.")
 
 
 def _check_weights(path: str | Path, name: str, item: Any, state: Mapping[str, Any]) -> None:

@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 class PretrainedWeights:
     """Load pretrained weights into a network when training first starts, and log which fitted.
 
-    A trainer that runs again, as in the next round of federated learning, keeps what it has. List it ahead of the
-    handler of checkpoints: a training that is resumed then goes on with its own weights.
+    A trainer that runs again, as in the next round of federated learning, keeps what it has. List it behind the handler
+    of checkpoints: a training that is resumed then goes on with its own weights, and does not need the file any more.
 
     Args:
         path: a pretraining checkpoint or a plain ``state_dict``; ``None`` trains from scratch.
@@ -30,7 +30,7 @@ class PretrainedWeights:
         image_channels: as there; ``None`` takes what a pretraining of ours wrote into its checkpoint.
 
     Attributes:
-        transfer: what was loaded; ``None`` before the start and from scratch.
+        transfer: what was loaded; ``None`` before the start, from scratch and where training is resumed.
 
     Raises:
         FileNotFoundError: on starting, when there is no such file.
@@ -50,9 +50,9 @@ class PretrainedWeights:
         """Attach to a trainer."""
         engine.add_event_handler(Events.STARTED, self)
 
-    def __call__(self) -> None:
-        """Load, once."""
-        if self.transfer is not None:
+    def __call__(self, engine: Engine | None = None) -> None:
+        """Load, once, unless the training is under way."""
+        if self.transfer is not None or (engine is not None and engine.state.epoch > 0):
             return
         if self.path is None:
             logger.info("No pretrained weights: training from scratch.")

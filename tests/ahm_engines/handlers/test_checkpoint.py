@@ -174,6 +174,15 @@ def test_the_best_of_another_key_metric_is_not_compared(tmp_path, caplog):
     assert "key metric was ssim, is random_psnr" in caplog.text
 
 
+def test_a_checkpoint_of_something_else_is_not_resumed(tmp_path):
+    """Such as weights that somebody has put there under that name."""
+    rates(tmp_path, "step", 1)
+    content = load_checkpoint(tmp_path / "last.pt")
+    torch.save({name: content[name] for name in ("model", "optimizer", "lr_scheduler")}, tmp_path / "last.pt")
+    with pytest.raises(ValueError, match=r"last\.pt: expected entries \['trainer', 'best'\], the checkpoint has"):
+        rates(tmp_path, "step", 2, resume=True)
+
+
 def test_resuming_without_a_checkpoint_starts_anew(tmp_path):
     assert_same(run(tmp_path / "a", 1), run(tmp_path / "b", 1, resume=True))
 

@@ -104,7 +104,7 @@ def test_a_resumed_training_goes_on_with_its_own_weights(tmp_path: Path) -> None
         """The encoder at the start of each epoch, and at the end."""
         network = network_of()
         checkpoints = Checkpoints(tmp_path / "models", {"model": network}, resume=resume)
-        trainer = trainer_with(network, [PretrainedWeights(path, network), checkpoints], epochs)
+        trainer = trainer_with(network, [checkpoints, PretrainedWeights(path, network)], epochs)
         seen: list[list[Tensor]] = []
         trainer.add_event_handler(Events.EPOCH_STARTED, lambda engine: seen.append(encoder_of(network)))
         trainer.run()
@@ -112,6 +112,7 @@ def test_a_resumed_training_goes_on_with_its_own_weights(tmp_path: Path) -> None
 
     first = run(1, resume=False)
     assert not same(first[0], first[-1])
+    path.unlink()
     assert same(run(2, resume=True)[0], first[-1])
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,11 @@ def test_two_channels_from_one(tmp_path: Path, pretrained: Path) -> None:
 
 
 def test_resumed_run_keeps_its_own_weights(volumes: Path, pretrained: Path, tmp_path: Path) -> None:
-    options = {"pretrained": str(pretrained), "learning_rate": 0.01}
+    gone = tmp_path / "pretrained.pt"
+    shutil.copy(pretrained, gone)
+    options = {"pretrained": str(gone), "learning_rate": 0.01}
     train(volumes, tmp_path, **options)
+    gone.unlink()
     before = checkpoint(tmp_path / "models/last.pt")["model"]
     resumed = train(volumes, tmp_path, **options, resume=True)  # its only epoch is done already
     assert_same_state(before, resumed.parser.get_parsed_content("network").state_dict())
