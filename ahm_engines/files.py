@@ -6,13 +6,22 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["writable_folder", "write_atomically", "write_csv", "write_json"]
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["lock_folder", "unlock_folder", "writable_folder", "write_atomically", "write_csv", "write_json"]
+
+LOCK = ".lock"
+logger = logging.getLogger(__name__)
 
 
 def writable_folder(folder: str | Path) -> Path:
@@ -28,6 +37,36 @@ def writable_folder(folder: str | Path) -> Path:
     except OSError as error:
         raise OSError(f"{path}: cannot write to this output folder ({error.strerror}); choose another one.") from error
     return path
+
+
+def lock_folder(folder: str | Path) -> int | None:
+    """Keep other processes out of a folder until this one ends or unlocks it; this one may lock it again.
+
+    Returns:
+        What :func:`unlock_folder` takes; ``None`` where there can be no lock, and nobody is kept out.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+    """
+    if fcntl is None:
+        return None
+    file = None
+    try:
+        file = os.open(Path(folder) / LOCK, os.O_RDWR | os.O_CREAT)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which the workers of a DataLoader would inherit
+    except BlockingIOError as error:
+        raise BlockingIOError(
+            f"{folder}: another process trains into this folder, or has not ended since; choose another output_dir."
+        ) from error
+    except OSError:
+        logger.debug("%s: the file system has no locks.", folder)
+    return file
+
+
+def unlock_folder(folder: str | Path, file: int) -> None:
+    """Let others in again."""
+    (Path(folder) / LOCK).unlink(missing_ok=True)
+    os.close(file)
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> Path:

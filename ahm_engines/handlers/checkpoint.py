@@ -19,7 +19,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ahm_engines.files import writable_folder, write_atomically
+from ahm_engines.files import lock_folder, unlock_folder, writable_folder, write_atomically
 from ahm_engines.finite import check_weights
 from ahm_engines.reports.patients import PATIENTS, trained_patients, write_trained_patients
 from ahm_networks.processes import number_of_processes
@@ -107,7 +107,7 @@ class Checkpoints:
     A training that goes on with the same ``max_epochs`` ends as one that never stopped. With another one, schedules of
     the learning rate keep the length that they were built with, and go on from the step they had reached. A training
     that begins anew in a folder with checkpoints moves those into ``previous``, with a warning, before it saves its
-    first; those that are there already go.
+    first; those that are there already go. While it runs, other processes cannot train into the folder.
 
     Args:
         save_dir: folder for both files.
@@ -120,7 +120,7 @@ class Checkpoints:
         every: epochs between two saves of the last state; the final epoch is always saved.
 
     Raises:
-        OSError: when ``save_dir`` cannot be written to.
+        OSError: when ``save_dir`` cannot be written to; on starting, when another process trains into it.
         FloatingPointError: on saving, when weights are not finite; the files from before stay as they are.
         ValueError: on resuming, when the checkpoint does not fit, or other patients were trained on.
         RuntimeError: on resuming, when not all processes find the same state.
@@ -147,14 +147,16 @@ class Checkpoints:
         self.trainer: Engine | None = None
         self.max_epochs: int | None = None
         self.owns_files = False  # what lies in the folder is of this training
+        self.lock: int | None = None
 
     def attach(self, engine: Engine) -> None:
         """Attach to the trainer, behind the handler that runs the validation."""
         self.trainer = engine
         self.max_epochs = engine.state.max_epochs  # before a round of federated learning sets its own
         engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.STARTED, self._keep_others_out)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save_last)
-        engine.add_event_handler(Events.COMPLETED, lambda: idist.barrier())
+        engine.add_event_handler(Events.COMPLETED, self._end)
         if self.evaluator is not None:
             self.evaluator.add_event_handler(Events.COMPLETED, self._save_best)
 
@@ -167,6 +169,16 @@ class Checkpoints:
         else:
             logger.info("No %s to resume from: starting anew.", last)
         _check_agreement(last, engine.state.epoch)
+
+    def _keep_others_out(self) -> None:
+        if idist.get_rank() == 0 and self.lock is None:
+            self.lock = lock_folder(self.folder)
+
+    def _end(self) -> None:
+        idist.barrier()
+        if self.lock is not None:
+            unlock_folder(self.folder, self.lock)
+            self.lock = None
 
     def _go_on(self, engine: Engine, last: Path) -> None:
         content = load_checkpoint(last)

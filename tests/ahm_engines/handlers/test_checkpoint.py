@@ -3,6 +3,8 @@ import errno
 import json
 import logging
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, MultiStepLR, StepLR
 
-from ahm_engines import MaskedEvaluator, MaskedTrainer
+from ahm_engines import MaskedEvaluator, MaskedTrainer, files
 from ahm_engines.handlers import Checkpoints, EpochSeeds, load_checkpoint, save_checkpoint
 from ahm_networks import ActorCriticMasker, CurriculumMasker, ReconstructionUNet
 
@@ -280,6 +282,44 @@ def test_a_training_that_fails_before_it_saves_leaves_what_is_there(tmp_path):
     before = (tmp_path / "last.pt").read_bytes()
     run(tmp_path, 1, stop_after=1)
     assert (tmp_path / "last.pt").read_bytes() == before and not (tmp_path / "previous").exists()
+
+
+OTHER = """
+import sys, time
+from ahm_engines.files import lock_folder
+lock_folder(sys.argv[1])
+print("locked", flush=True)
+time.sleep(600)
+"""
+
+
+def test_two_processes_do_not_train_into_one_folder_and_a_killed_one_keeps_nobody_out(tmp_path):
+    rates(tmp_path, "step", 1)
+    assert set(os.listdir(tmp_path)) == {"last.pt"}
+    before = (tmp_path / "last.pt").read_bytes()
+    with subprocess.Popen([sys.executable, "-c", OTHER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "locked\n"
+        for resume in (True, False):
+            with pytest.raises(BlockingIOError, match=r"another process trains into this folder, .* output_dir"):
+                rates(tmp_path, "step", 2, resume=resume)
+        other.kill()
+    assert (tmp_path / "last.pt").read_bytes() == before
+    assert len(rates(tmp_path, "step", 2, resume=True)) == LENGTH
+
+
+def test_a_training_that_failed_does_not_keep_the_next_one_of_its_process_out(tmp_path):
+    run(tmp_path, 1, stop_after=1)
+    assert os.listdir(tmp_path) == [".lock"]
+    run(tmp_path, 1)
+    assert sorted(os.listdir(tmp_path)) == ["last.pt", "model.pt"]
+
+
+def test_without_locks_on_the_file_system_training_goes_on(tmp_path, monkeypatch):
+    def none(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "lockf", none)
+    assert len(rates(tmp_path, "step", 1)) == LENGTH
 
 
 def test_whoever_resumes_with_other_settings_is_told(tmp_path, caplog):
