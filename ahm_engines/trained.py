@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ahm_engines.bundles import bundles_folder, inference_of
-from ahm_engines.handlers.checkpoint import check_fit, load_checkpoint, restore_objects
+from ahm_engines.handlers.checkpoint import check_fit, load_checkpoint, look_at_checkpoint, restore_objects
 from ahm_networks import CurriculumMasker
 from ahm_networks.rl.schedules import check_share
 
@@ -37,7 +37,7 @@ def trained_settings(path: str | Path, *, task: str | None = None) -> dict[str, 
     """
     if not Path(path).is_file():
         return {}
-    settings: dict[str, Any] = load_checkpoint(path).get("provenance", {}).get("settings", {})
+    settings: dict[str, Any] = look_at_checkpoint(path).get("provenance", {}).get("settings", {})
     if task is not None:
         _check_task(path, settings, task)
     return settings
@@ -72,7 +72,7 @@ def fitting_network(network: nn.Module, path: str | Path | None) -> nn.Module:
         ValueError: when the file is no checkpoint, or belongs to another architecture.
     """
     if path is not None and Path(path).is_file():
-        check_fit(path, load_checkpoint(path), {"model": network})
+        check_fit(path, look_at_checkpoint(path), {"model": network})
     return network
 
 

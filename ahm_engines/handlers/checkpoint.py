@@ -24,7 +24,14 @@ from ahm_engines.finite import check_weights
 from ahm_engines.reports.patients import PATIENTS, trained_patients, write_trained_patients
 from ahm_networks.processes import number_of_processes
 
-__all__ = ["Checkpoints", "check_fit", "load_checkpoint", "restore_objects", "save_checkpoint"]
+__all__ = [
+    "Checkpoints",
+    "check_fit",
+    "load_checkpoint",
+    "look_at_checkpoint",
+    "restore_objects",
+    "save_checkpoint",
+]
 
 BEST, LAST = "model.pt", "last.pt"
 PREVIOUS = "previous"  # folder beside them
@@ -62,16 +69,30 @@ def load_checkpoint(path: str | Path, objects: Mapping[str, Any] | None = None) 
         ValueError: when the file is damaged, lacks an entry, or belongs to another architecture; nothing of it is
             then loaded into a network whose weights do not fit.
     """
-    path = Path(path)
+    content = _read(Path(path), mmap=False)
+    restore_objects(path, content, objects or {})
+    return content
+
+
+def look_at_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Return all that a checkpoint holds for a look at settings and shapes: the weights stay on the disk.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when the file is damaged.
+    """
+    return _read(Path(path), mmap=zipfile.is_zipfile(path))  # as all are that torch has written for years
+
+
+def _read(path: Path, *, mmap: bool) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint.")
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: not a readable checkpoint of weights: {_first_line(error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a checkpoint, a dictionary, got {type(content).__name__}.")
-    restore_objects(path, content, objects or {})
     return content
 
 

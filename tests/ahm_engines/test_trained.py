@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ahm_engines import fitting_network
+from ahm_engines import fitting_network, trained_settings
 
 
 def test_weights_that_fit_are_looked_at_and_not_loaded(tmp_path: Path) -> None:
@@ -31,3 +31,18 @@ def test_without_a_file_there_is_nothing_to_look_at(tmp_path: Path) -> None:
     network = nn.Conv2d(1, 2, 3)
     assert fitting_network(network, None) is network
     assert fitting_network(network, tmp_path / "nowhere.pt") is network
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_stay_on_the_disk_while_a_checkpoint_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool
+) -> None:
+    content = {"model": nn.Conv2d(1, 2, 3).state_dict(), "provenance": {"settings": {"crop_size": 16}}}
+    torch.save(content, tmp_path / "model.pt", _use_new_zipfile_serialization=zipped)
+    mapped, load = [], torch.load
+    monkeypatch.setattr(
+        torch, "load", lambda *args, **options: [mapped.append(options["mmap"]), load(*args, **options)][1]
+    )
+    assert trained_settings(tmp_path / "model.pt") == {"crop_size": 16}
+    fitting_network(nn.Conv2d(1, 2, 3), tmp_path / "model.pt")
+    assert mapped == [zipped, zipped]
