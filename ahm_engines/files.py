@@ -52,7 +52,7 @@ def lock_folder(folder: str | Path) -> int | None:
         return None
     file = None
     try:
-        file = os.open(Path(folder) / LOCK, os.O_RDWR | os.O_CREAT)
+        file = os.open(Path(folder) / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which the workers of a DataLoader would inherit
     except BlockingIOError as error:
         raise BlockingIOError(
@@ -75,6 +75,9 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> P
     Args:
         path: the file; an older one stays untouched until the new one is complete.
         write: gets the open binary file.
+
+    Raises:
+        OSError: naming the file, when it cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -84,6 +87,10 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> P
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk is noticed without a name
     finally:
         temporary.unlink(missing_ok=True)
     return path
