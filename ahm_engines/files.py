@@ -56,7 +56,7 @@ def lock_folder(folder: str | Path) -> int | None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which the workers of a DataLoader would inherit
     except BlockingIOError as error:
         raise BlockingIOError(
-            f"{folder}: another process trains into this folder, or has not ended since; choose another output_dir."
+            f"{folder}: another process is at work in this folder, or has not ended since; choose another output_dir."
         ) from error
     except OSError:
         logger.debug("%s: the file system has no locks.", folder)

@@ -9,16 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ahm_engines.files import lock_folder, unlock_folder
 from ahm_engines.study.cells import Job
 from ahm_engines.study.process import OUTCOME
 from ahm_engines.study.settings import Study
 
 __all__ = ["alone_in", "check_same_study", "make_room", "remove_models"]
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None  # type: ignore[assignment]
 
 GROWING = {"arms", "seeds", "draws"}  # of these, a study that goes on may have more
 HASH = "config_hash.txt"
@@ -26,14 +22,13 @@ HASH = "config_hash.txt"
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep a second study out of the folder as long as this one runs; the lock ends with the process."""
-    with open(folder / ".lock", "w") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BlockingIOError(f"{folder}: another study is running in this folder.") from error
+    """Keep other processes out of the folder as long as this study runs; the lock ends with the process."""
+    file = lock_folder(folder)
+    try:
         yield
+    finally:
+        if file is not None:
+            unlock_folder(folder, file)
 
 
 def check_same_study(path: Path, study: Study) -> None:

@@ -300,7 +300,7 @@ def test_two_processes_do_not_train_into_one_folder_and_a_killed_one_keeps_nobod
     with subprocess.Popen([sys.executable, "-c", OTHER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "locked\n"
         for resume in (True, False):
-            with pytest.raises(BlockingIOError, match=r"another process trains into this folder, .* output_dir"):
+            with pytest.raises(BlockingIOError, match=r"another process is at work in this folder, .* output_dir"):
                 rates(tmp_path, "step", 2, resume=resume)
         other.kill()
     assert (tmp_path / "last.pt").read_bytes() == before

@@ -392,7 +392,7 @@ def test_two_studies_at_a_time_keep_out_of_one_folder(images: Path, tmp_path: Pa
     try:
         assert wait_until(lambda: len(fake.begun()) == 2)
         before = bytes_below(tmp_path / "study")
-        with pytest.raises(BlockingIOError, match="another study is running in this folder"):
+        with pytest.raises(BlockingIOError, match="another process is at work in this folder"):
             run(study, tmp_path)
         assert bytes_below(tmp_path / "study") == before and len(fake.begun()) == 2
     finally:
