@@ -50,11 +50,11 @@ def lock_folder(folder: str | Path) -> int | None:
     """
     if fcntl is None:
         return None
-    file = None
+    file = os.open(Path(folder) / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        file = os.open(Path(folder) / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which the workers of a DataLoader would inherit
     except BlockingIOError as error:
+        os.close(file)
         raise BlockingIOError(
             f"{folder}: another process is at work in this folder, or has not ended since; choose another output_dir."
         ) from error

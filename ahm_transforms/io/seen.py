@@ -69,8 +69,8 @@ def warn(seen: Sequence[Seen], called: Mapping[str, str]) -> None:
         )
     if copies := _copies(seen, called):
         LOGGER.warning(
-            "%d image(s) look like copies of another patient's: %s. One may be trained on and the other tested on: "
-            "leave one out, or give both one patient (patient_id in a datalist, --patient_pattern).",
+            "%d image(s) look like copies of another patient's: %s. Training and test may each have one: leave one "
+            "out, or give both one patient (patient_id in a datalist, --patient_pattern).",
             *(len(copies), _some(copies, "; ")),
         )
 

@@ -117,7 +117,7 @@ def refusal(folder: Path, own: slice) -> str:
     objects = {"model": nn.Linear(1, 1)}
     if own == share(0):
         folder.mkdir()
-        state = {"trainer": {"epoch": 3, "iteration": 3, "epoch_length": 1}}
+        state = {"trainer": {"epoch": 3, "iteration": 3, "epoch_length": 1}, "best": None}
         torch.save({"model": objects["model"].state_dict(), **state}, folder / "last.pt")
     Checkpoints(folder, objects, resume=True).attach(engine)
     try:

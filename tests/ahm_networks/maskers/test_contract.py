@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor, list_data_collate
+from monai.utils import pytorch_after
 from torch import Tensor
 
 from ahm_networks import (
@@ -504,6 +505,8 @@ class HiddenVoxels(torch.nn.Module):
 @pytest.mark.parametrize("how", ["trace", "export"])
 @pytest.mark.parametrize("name", ["set", "loss_mse", "curriculum", "visible_sampling", "boxes", "q_region"])
 def test_programs_of_maskers_hide_the_same_and_leave_maskers_alone(name: str, how: str) -> None:
+    if how == "export" and name in ("loss_mse", "curriculum", "visible_sampling") and not pytorch_after(2, 13):
+        pytest.skip("this torch exports no random numbers of a generator")
     size = (72, 18) if how == "trace" else (70, 29)  # grids of no other test: what is kept of them comes from here
     hidden, (first, image) = HiddenVoxels(build(name, 2).eval()), torch.rand(2, 3, 1, *size)
     program = torch.jit.trace(hidden, (first,)) if how == "trace" else torch.export.export(hidden, (first,)).module()
