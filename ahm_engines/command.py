@@ -47,12 +47,11 @@ def begin_command() -> None:
         return
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = _end_with_the_cause
-    command = frame.f_locals
-    _check_options(command["override"], command, running_config())
+    _check_options(frame.f_locals, running_config())
 
 
-def _check_options(override: Mapping[str, Any], command: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    file = command["args_file"]
+def _check_options(command: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    file, override = command["args_file"], command["override"]
     listed = update_kwargs(file)
     steps = {command[name] or listed.get(name) for name in ("run_id", "init_id", "final_id")}
     given = {name: value for name, value in (listed | override).items() if name not in steps | _ARGUMENTS}

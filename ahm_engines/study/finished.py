@@ -59,7 +59,7 @@ class Finished:
     @property
     def scratch(self) -> str | None:
         """The first arm that is not pretrained."""
-        return next((name for name, arm in self.arms.items() if arm.is_scratch), None)
+        return next((name for name, arm in self.arms.items() if arm.pretrain is None), None)
 
     def scratch_of(self, name: str) -> str | None:
         """The arm without pretraining that an arm is compared with; its network and spacing are those of the arm."""

@@ -51,11 +51,6 @@ class Arm:
     draws: int | None = None
     compare_with: list[str] = field(default_factory=list)
 
-    @property
-    def is_scratch(self) -> bool:
-        """Whether its finetunings start from new weights."""
-        return self.pretrain is None
-
     def finetunes_like(self, other: Arm) -> bool:
         """Whether both finetune the same network at the same spacing, so that their scores can be compared."""
         return self._network() == other._network()
@@ -69,7 +64,7 @@ class Arm:
 
 def scratch_like(arm: Arm, arms: Mapping[str, Arm]) -> list[str]:
     """Names of the arms from scratch that finetune the network of an arm."""
-    return [name for name, other in arms.items() if other.is_scratch and other.finetunes_like(arm)]
+    return [name for name, other in arms.items() if other.pretrain is None and other.finetunes_like(arm)]
 
 
 @dataclass(frozen=True)
