@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ahm_engines.files import write_json
-from ahm_transforms.io.dicom import short_hash
+from ahm_transforms.io.dicom_headers import short_hash
 from ahm_transforms.io.json_file import read_json
 
 __all__ = ["PATIENTS", "patient_hashes", "trained_patients", "warn_of_trained_patients", "write_trained_patients"]

@@ -130,7 +130,7 @@ def load_cases(
             as if it were there.
         min_size: smallest usable image in voxels, one patch for instance.
         channels: how many channels every image must have; None takes any.
-        cache_dir: folder that remembers which files were checked; they are read again once they change.
+        cache_dir: folder that remembers DICOM headers and which files were checked, until they change.
 
     Raises:
         BadCasesError: some cases cannot be used; it lists them all.
@@ -145,7 +145,14 @@ def load_cases(
     by_class = {"class_pattern": class_pattern, "labels_csv": labels_csv}
     _check_labels(dataset_dir, datalist, labels_dir=labels_dir, classes=split_classes, **by_class)
     template = partial(template_cases, spatial_dims=spatial_dims)
-    source = find_source(dataset_dir, datalist, patient_pattern=patient_pattern, pictures=pictures, template=template)
+    source = find_source(
+        dataset_dir,
+        datalist,
+        patient_pattern=patient_pattern,
+        pictures=pictures,
+        cache_dir=cache_dir,
+        template=template,
+    )
     found, listed = source.found, source.listed
     found.cases = [_unlabelled(case) for case in found.cases if listed.get(case["case_id"]) != "test"]
     drawn = found.cases

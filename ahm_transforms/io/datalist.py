@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ahm_transforms.io._types import PARTS, Case, Found, LeftOut, Source
-from ahm_transforms.io.dicom import dicom_case, find_series, is_dicom
+from ahm_transforms.io.dicom import dicom_case, find_series
+from ahm_transforms.io.dicom_headers import is_dicom
 from ahm_transforms.io.find import case_of_file, visible_files
 from ahm_transforms.io.json_file import read_json
 from ahm_transforms.io.reader import is_nifti_or_picture
@@ -22,7 +23,11 @@ Datalist = str | Path | Mapping[str, Any]
 
 
 def read_datalist(
-    datalist: Datalist, *, dataset_dir: str | Path | None = None, patient_pattern: str | None = None
+    datalist: Datalist,
+    *,
+    dataset_dir: str | Path | None = None,
+    patient_pattern: str | None = None,
+    cache_dir: str | Path | None = None,
 ) -> Source:
     """Return the cases of all lists and which of them are listed for validation and test.
 
@@ -30,7 +35,7 @@ def read_datalist(
     folder that holds one) and, if known, ``patient_id`` or ``subject``, ``label`` and ``mask``, which are handed on as
     they are. DICOM files say themselves who the patient is. Paths are relative to ``dataset_dir``, or else to the JSON
     file, if it is one. A ``test`` list without labels beside a ``training`` list with labels, as in the Decathlon, is
-    passed over: it can test nothing.
+    passed over: it can test nothing. ``cache_dir`` remembers DICOM headers as it does for `find_cases`.
 
     Raises:
         FileNotFoundError: the datalist does not exist.
@@ -44,7 +49,7 @@ def read_datalist(
         if part == "test" and labelled["training"] and not labelled["test"]:
             continue
         for index, entry in enumerate(content.get(part) or []):
-            _add(source, part, entry, f"{name}: {part}[{index}]", patient_pattern)
+            _add(source, part, entry, f"{name}: {part}[{index}]", patient_pattern, cache_dir)
     return source
 
 
@@ -66,7 +71,9 @@ def _dicts(entries: Any) -> list[dict[str, Any]]:
     return [entry for entry in entries or [] if isinstance(entry, dict)]
 
 
-def _add(source: Source, part: str, entry: Any, where: str, patient_pattern: str | None) -> None:
+def _add(
+    source: Source, part: str, entry: Any, where: str, patient_pattern: str | None, cache_dir: str | Path | None
+) -> None:
     entry = {"image": entry} if isinstance(entry, str) else entry
     image = entry.get("image") if isinstance(entry, dict) else None
     files: list[Any] = image if isinstance(image, list) else [image]
@@ -75,9 +82,9 @@ def _add(source: Source, part: str, entry: Any, where: str, patient_pattern: str
     patient = next((nfc(str(entry[key])) for key in _PATIENT_KEYS if entry.get(key) is not None), None)
     paths = [on_disk(source.root / name) for name in files]
     if isinstance(image, str) and paths[0].is_dir():
-        case = _series_in_folder(source, image, paths[0])
+        case = _series_in_folder(source, image, paths[0], cache_dir)
     elif len(paths) > 1 and any(is_dicom(path) for path in paths):
-        case = _series_of_files(source, paths)
+        case = _series_of_files(source, paths, cache_dir)
     elif not is_nifti_or_picture(paths[0]) and is_dicom(paths[0]):
         case = _single_file(source, image, paths[0])
     else:
@@ -90,15 +97,15 @@ def _add(source: Source, part: str, entry: Any, where: str, patient_pattern: str
             source.listed[case["case_id"]] = part
 
 
-def _series_in_folder(source: Source, image: str, folder: Path) -> Case | None:
+def _series_in_folder(source: Source, image: str, folder: Path, cache_dir: str | Path | None) -> Case | None:
     files, _, bad = visible_files(folder)
-    found = find_series(files, root=folder)
+    found = find_series(files, root=folder, cache_dir=cache_dir)
     found.bad += bad
     return _only_series(source, image, found)
 
 
-def _series_of_files(source: Source, paths: Sequence[Path]) -> Case | None:
-    found = find_series(paths, root=source.root)
+def _series_of_files(source: Source, paths: Sequence[Path], cache_dir: str | Path | None) -> Case | None:
+    found = find_series(paths, root=source.root, cache_dir=cache_dir)
     used = {name for case in found.cases for name in case["image"]}
     others = [path.name for path in paths if str(path) not in used]
     if used and others and not found.bad:

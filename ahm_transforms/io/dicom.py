@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import sys
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pydicom
@@ -18,41 +15,19 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ahm_transforms.io._types import Case, Found, LeftOutCase
+from ahm_transforms.io.dicom_headers import Header, read_header, read_headers, short_hash
 from ahm_transforms.io.progress import with_bar
 
 LOGGER = logging.getLogger(__name__)
 
-_TAGS = [
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "SeriesInstanceUID",
-    "StudyInstanceUID",
-    "SeriesNumber",
-    "PatientID",
-    "Modality",
-    "ImageType",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "PixelSpacing",
-    "SliceThickness",
-    "SpacingBetweenSlices",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-]
 _UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 _ORIENTATION_TOLERANCE = 1e-3
 _GAP_FACTOR = 1.5  # a gap this many times the usual one means that a slice is missing
 _UNEVEN = 0.25  # of the mean gap: how far a slice may lie from where one spacing puts it
 _SHIFTED = 0.25  # of a pixel: how far a slice may lie beside the line through the first one along the normal
 _SPARSE = 0.6  # of the gap found: a smaller one in the header means that slices are missing between all others
-_THICKNESS_TOLERANCE = 1.01
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _PREAMBLE_BYTES = 132
-_FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")  # of a data set, little endian
 _NO_PREAMBLE = (
     "no DICOM preamble (128 bytes and DICM); write such a file anew with dcmtk's dcmconv, or with pydicom: "
     "dcmread(file, force=True), file_meta.TransferSyntaxUID where it is missing, "
@@ -60,32 +35,9 @@ _NO_PREAMBLE = (
 )
 
 
-class _Header(NamedTuple):
-    """What is needed of a slice's header, in a tenth of the memory; what the file lacks is empty or 0."""
-
-    file: str
-    syntax: str
-    instance: str
-    series: str
-    study: str
-    number: str
-    patient: str
-    modality: str
-    frames: int
-    rows: int
-    columns: int
-    bits: int
-    samples: int
-    shared_colours: bool
-    spacing: tuple[float, ...]
-    position: tuple[float, ...]
-    orientation: tuple[float, ...]
-    gap: float
-    localizer: bool
-    preamble: bool
-
-
-def find_series(paths: Sequence[Path], *, root: Path, pictures: bool = False) -> Found:
+def find_series(
+    paths: Sequence[Path], *, root: Path, pictures: bool = False, cache_dir: str | Path | None = None
+) -> Found:
     """Return one case for each DICOM series among ``paths``, its files sorted along the slice normal.
 
     With ``pictures``, images without a position in space (radiographs, mammograms, ultrasound) are cases, each by
@@ -96,24 +48,23 @@ def find_series(paths: Sequence[Path], *, root: Path, pictures: bool = False) ->
     below ``root``. ``patient_id`` and ``case_id`` are short hashes of PatientID and SeriesInstanceUID: pseudonyms which
     somebody who holds a list of patients could still match. What is bad or left out has a ``case_id`` of that kind too.
     A warning names each series without PixelSpacing, of which pixels count as 1 mm; those of pictures always do.
+    ``cache_dir`` remembers the headers of a folder until a file in it changes.
     """
     found = Found()
-    series: dict[str, dict[str, _Header]] = defaultdict(dict)
+    series: dict[str, dict[str, Header]] = defaultdict(dict)
     others: list[Path] = []
-    for path in with_bar(paths, "Reading DICOM headers", len(paths)):
-        try:
-            header = _read_header(path)
-        except InvalidDicomError:
+    for path, header in with_bar(read_headers(paths, cache_dir), "Reading DICOM headers", len(paths)):
+        if isinstance(header, InvalidDicomError):
             others.append(path)
             continue
-        except Exception as error:  # pydicom raises whatever a damaged header makes it stumble over
-            reason = str(error).replace(f"{path.parent}{os.sep}", "")
+        if isinstance(header, Exception):
+            reason = str(header).replace(f"{path.parent}{os.sep}", "")
             found.bad.append(_left_out_file(path, root, f"unreadable DICOM header: {reason}"))
             continue
         if not header.series and not header.rows and header.preamble:
             continue  # DICOMDIR and the like
         # the same slice stored twice (a copy of the study, say) counts once
-        uid = header.series or _below(root, path.parent)
+        uid = header.series or short_hash(_below(root, path.parent))
         first = series[uid].setdefault(header.instance or str(path), header)
         if pictures and first is not header and not header.position:
             found.left_out.append(_left_out_file(path, root, "another file has its SOPInstanceUID"))
@@ -134,27 +85,13 @@ def dicom_case(path: Path) -> Case:
         ValueError: it is no DICOM file, or holds no image or several frames.
     """
     try:
-        header = _read_header(path)
+        header = read_header(path)
     except Exception as error:  # pydicom raises whatever a damaged header makes it stumble over
         raise ValueError(f"{path} cannot be read: expected NIfTI, PNG, TIFF, JPEG or DICOM. {error}") from error
     if reason := _damaged_file(header) or _not_an_image([header]):
         raise ValueError(f"{path} cannot be used: {reason}.")
     _warn_without_spacing(header, path.name)
     return _picture(header, path.name) | {"image": [header.file]}
-
-
-def short_hash(text: str) -> str:
-    """Return twelve hexadecimal digits that stand for ``text``."""
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def is_dicom(path: Path) -> bool:
-    """Return whether a file is DICOM, with or without preamble, whose header can be read."""
-    try:
-        _read_dataset(path)
-    except Exception:  # pydicom raises whatever a damaged header makes it stumble over
-        return False
-    return True
 
 
 def transfer_syntax(path: str | Path) -> str:
@@ -190,86 +127,13 @@ def _lost(path: Path, names: Collection[tuple[Path, str]]) -> str:
     return "empty, or zeros where DICOM begins" if named or _kind_of_name(path) in names else ""
 
 
-def _read_dataset(path: Path) -> tuple[pydicom.Dataset, bool]:
-    """Return the tags, and whether the file has a preamble; one that is no DICOM raises `InvalidDicomError`."""
-    try:
-        return pydicom.dcmread(path, specific_tags=_TAGS, stop_before_pixels=True), True
-    except InvalidDicomError:
-        with path.open("rb") as file:
-            if file.read(2) not in _FIRST_GROUPS:
-                raise
-        try:
-            dataset = pydicom.dcmread(path, specific_tags=_TAGS, stop_before_pixels=True, force=True)
-            known = "SOPClassUID" in dataset or "Rows" in dataset
-        except Exception:  # any binary file may begin like this
-            known = False
-        if not known:
-            raise
-        return dataset, False
-
-
-def _read_header(path: Path) -> _Header:
-    header, preamble = _read_dataset(path)
-
-    def text(tag: str) -> str:
-        return sys.intern(str(header.get(tag) or "").strip())  # an ID with a blank before it is the same ID
-
-    def count(tag: str) -> int:
-        return int(header.get(tag) or 0)
-
-    def numbers(tag: str, count: int) -> tuple[float, ...]:
-        values = tuple(np.ravel(header.get(tag) or ()).astype(float).tolist())  # pydicom makes one number no list
-        if len(values) not in (0, count):
-            raise ValueError(f"{tag}: expected {count} numbers, got {len(values)}")
-        return values
-
-    kinds = header.get("ImageType") or ()
-    return _Header(
-        file=str(path),
-        syntax=sys.intern(str(header.file_meta.get("TransferSyntaxUID", ""))),
-        instance=text("SOPInstanceUID"),
-        series=text("SeriesInstanceUID"),
-        study=text("StudyInstanceUID"),
-        number=text("SeriesNumber"),
-        patient=text("PatientID"),
-        modality=text("Modality"),
-        frames=count("NumberOfFrames"),
-        rows=count("Rows"),
-        columns=count("Columns"),
-        bits=count("BitsAllocated"),
-        samples=count("SamplesPerPixel"),
-        shared_colours=text("PhotometricInterpretation") == "YBR_FULL_422",
-        spacing=numbers("PixelSpacing", 2),
-        position=numbers("ImagePositionPatient", 3),
-        orientation=numbers("ImageOrientationPatient", 6),
-        gap=_stated_gap_mm(header),
-        localizer="LOCALIZER" in kinds,
-        preamble=preamble,
-    )
-
-
-def _stated_gap_mm(header: pydicom.Dataset) -> float:
-    """Return how far an MR scanner says its slices lie apart, from centre to centre, or 0.
-
-    In CT and in images derived from others the tag is often wrong. Some scanners write what is between two slices
-    instead, which is less than the slices are thick.
-    """
-    if header.get("Modality") != "MR" or "DERIVED" in (header.get("ImageType") or ()):
-        return 0.0
-    try:
-        gap, thickness = (abs(float(header.get(tag) or 0)) for tag in ("SpacingBetweenSlices", "SliceThickness"))
-    except (TypeError, ValueError):  # nothing else needs them
-        return 0.0
-    return gap if 0 < thickness < _THICKNESS_TOLERANCE * gap else 0.0
-
-
-def _add_series(found: Found, uid: str, slices: list[_Header], root: Path) -> None:
+def _add_series(found: Found, uid: str, slices: list[Header], root: Path) -> None:
     scouts = [header for header in slices if header.localizer]
     if len(scouts) < len(slices):
         slices = [header for header in slices if not header.localizer]
         found.left_out += [_left_out_file(Path(scout.file), root, "a localizer within a series") for scout in scouts]
     folder = _below(root, Path(slices[0].file).parent)
-    name, case_id = f"series {slices[0].number or '?'} in {folder}", f"series-{short_hash(uid)}"
+    name, case_id = f"series {slices[0].number or '?'} in {folder}", f"series-{uid}"
     if reason := _not_a_series(slices):
         found.bad.append(LeftOutCase(name, reason, case_id))
         return
@@ -284,7 +148,7 @@ def _add_series(found: Found, uid: str, slices: list[_Header], root: Path) -> No
     found.cases.append(_case(uid, slices))
 
 
-def _warn_without_spacing(header: _Header, name: str) -> None:
+def _warn_without_spacing(header: Header, name: str) -> None:
     if header.position and not header.spacing:
         LOGGER.warning(
             "%s has no PixelSpacing: 1 mm is assumed. Where that is wrong, write the tag, or convert to NIfTI with the "
@@ -293,7 +157,7 @@ def _warn_without_spacing(header: _Header, name: str) -> None:
         )
 
 
-def _add_pictures(found: Found, headers: Sequence[_Header], root: Path) -> None:
+def _add_pictures(found: Found, headers: Sequence[Header], root: Path) -> None:
     for header in headers:
         path = Path(header.file)
         if reason := _damaged_file(header):
@@ -304,31 +168,31 @@ def _add_pictures(found: Found, headers: Sequence[_Header], root: Path) -> None:
             found.cases.append(_picture(header, _below(root, path)))
 
 
-def _picture(header: _Header, name: str) -> Case:
-    uid = header.instance or name
+def _picture(header: Header, name: str) -> Case:
+    uid = header.instance or short_hash(name)
     return {
         "image": header.file,
-        "case_id": f"image-{short_hash(uid)}",
-        "patient_id": f"patient-{short_hash(header.patient or header.study or header.series or uid)}",
+        "case_id": f"image-{uid}",
+        "patient_id": f"patient-{header.patient or header.study or header.series or uid}",
     }
 
 
-def _damaged_file(header: _Header) -> str | None:
+def _damaged_file(header: Header) -> str | None:
     if not header.preamble:
         return _NO_PREAMBLE
     return "the file ends early" if _is_truncated(header) else None
 
 
-def _case(uid: str, slices: Sequence[_Header]) -> Case:
+def _case(uid: str, slices: Sequence[Header]) -> Case:
     patient = max(header.patient for header in slices)  # the only one, but some slices may lack it
     return {
         "image": [header.file for header in slices],
-        "case_id": f"series-{short_hash(uid)}",
-        "patient_id": f"patient-{short_hash(patient or slices[0].study or uid)}",
+        "case_id": f"series-{uid}",
+        "patient_id": f"patient-{patient or slices[0].study or uid}",
     }
 
 
-def _not_a_series(slices: Sequence[_Header]) -> str | None:
+def _not_a_series(slices: Sequence[Header]) -> str | None:
     without = sum(not header.preamble for header in slices)
     if without:
         return f"{without} of {len(slices)} file(s) with {_NO_PREAMBLE}"
@@ -340,7 +204,7 @@ def _not_a_series(slices: Sequence[_Header]) -> str | None:
     return None
 
 
-def _not_an_image(slices: Sequence[_Header]) -> str | None:
+def _not_an_image(slices: Sequence[Header]) -> str | None:
     if not all(header.rows and header.modality != "SEG" for header in slices):
         return f"holds no image slices (modality {slices[0].modality or '?'})"
     if any(header.frames > 1 for header in slices):
@@ -348,7 +212,7 @@ def _not_an_image(slices: Sequence[_Header]) -> str | None:
     return None
 
 
-def _not_a_volume(slices: Sequence[_Header]) -> str | None:
+def _not_a_volume(slices: Sequence[Header]) -> str | None:
     if reason := _not_an_image(slices):
         return reason
     if any(header.localizer for header in slices):
@@ -365,23 +229,23 @@ def _not_a_volume(slices: Sequence[_Header]) -> str | None:
     return None
 
 
-def _normal(slices: Sequence[_Header]) -> np.ndarray:
+def _normal(slices: Sequence[Header]) -> np.ndarray:
     normal = np.cross(slices[0].orientation[:3], slices[0].orientation[3:])
     return normal / (np.linalg.norm(normal) or 1.0)
 
 
-def _positions_mm(slices: Sequence[_Header]) -> np.ndarray:
+def _positions_mm(slices: Sequence[Header]) -> np.ndarray:
     return np.array([header.position for header in slices]) @ _normal(slices)
 
 
-def _shift_mm(slices: Sequence[_Header]) -> float:
+def _shift_mm(slices: Sequence[Header]) -> float:
     """Return how far slices lie beside the line through the first one along the normal, where the affine puts them."""
     way = np.array([header.position for header in slices]) - slices[0].position
     normal = _normal(slices)
     return float(np.linalg.norm(way - np.outer(way @ normal, normal), axis=1).max())
 
 
-def _damage(slices: Sequence[_Header]) -> str | None:
+def _damage(slices: Sequence[Header]) -> str | None:
     sizes = sorted({(header.columns, header.rows) for header in slices})
     if len(sizes) > 1:
         return f"slices of mixed sizes: {', '.join(f'{w} x {h}' for w, h in sizes)}"
@@ -412,7 +276,7 @@ def _damage(slices: Sequence[_Header]) -> str | None:
     return f"{len(short)} file(s) end early, such as {Path(short[0].file).name}" if short else None
 
 
-def _is_truncated(header: _Header) -> bool:
+def _is_truncated(header: Header) -> bool:
     """Whether the file is shorter than its own uncompressed pixels (ITK fills the rest with zeros, silently)."""
     if header.syntax not in _UNCOMPRESSED:
         return False

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ahm_transforms.io._types import Case, Found, LeftOut, LeftOutCase, lines_by_reason
 from ahm_transforms.io.check import case_name
-from ahm_transforms.io.dicom import dicom_case, find_series, short_hash
+from ahm_transforms.io.dicom import dicom_case, find_series
+from ahm_transforms.io.dicom_headers import short_hash
 from ahm_transforms.io.reader import NIFTI_SUFFIXES, has_suffix, is_nifti_or_picture
 from ahm_transforms.io.spelling import nfc
 
@@ -21,7 +22,13 @@ _OTHER_FORMATS = (".hdr", ".mgh", ".mgz", ".mha", ".mhd", ".nhdr", ".nrrd")  # t
 LABEL_FOLDER = "a folder of labels by its name; pass it as dataset_dir if it is not"
 
 
-def find_cases(folder: str | Path, *, patient_pattern: str | None = None, pictures: bool = False) -> Found:
+def find_cases(
+    folder: str | Path,
+    *,
+    patient_pattern: str | None = None,
+    pictures: bool = False,
+    cache_dir: str | Path | None = None,
+) -> Found:
     """Return every NIfTI file, 2D picture and DICOM series below ``folder``.
 
     Args:
@@ -31,9 +38,11 @@ def find_cases(folder: str | Path, *, patient_pattern: str | None = None, pictur
             ``(patient\\d+)``. Without it every file is a patient of its own. DICOM files say it themselves.
         pictures: whether DICOM images without a position in space (radiographs, mammograms, ultrasound) are cases, each
             by itself; otherwise they are left out.
+        cache_dir: folder that remembers DICOM headers, which are read again once a file beside them changes.
 
     Raises:
         FileNotFoundError: no such folder, or nothing in it that can be read.
+        OSError: files cannot be written to ``cache_dir``.
         ValueError: the pattern does not match a file.
     """
     root = Path(folder)
@@ -41,7 +50,7 @@ def find_cases(folder: str | Path, *, patient_pattern: str | None = None, pictur
         raise FileNotFoundError(f"dataset_dir {folder} is not a folder.")
     files, left_out, bad = visible_files(root)
     images = [path for path in files if is_nifti_or_picture(path)]
-    found = find_series(sorted(set(files) - set(images)), root=root, pictures=pictures)
+    found = find_series(sorted(set(files) - set(images)), root=root, pictures=pictures, cache_dir=cache_dir)
     found.cases += [case_of_file(path, root=root, patient_pattern=patient_pattern) for path in images]
     found.left_out += left_out + _other_formats(files)
     found.bad += bad

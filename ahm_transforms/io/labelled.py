@@ -72,7 +72,7 @@ def load_segmentation_cases(
         allow_empty_labels: whether labels may be all background.
         min_size: smallest usable image in voxels, one crop for instance.
         channels: how many channels every image must have; None takes any.
-        cache_dir: folder that remembers which files were checked; they are read again once they change.
+        cache_dir: folder that remembers DICOM headers and which files were checked, until they change.
 
     Raises:
         BadCasesError: some images or labels cannot be used; it lists them all.
@@ -86,7 +86,14 @@ def load_segmentation_cases(
     names = class_names(classes)
     values = values_of_classes(len(names), label_values)
     template = partial(template_segmentation, names, spatial_dims=spatial_dims)
-    source = find_source(dataset_dir, datalist, patient_pattern=patient_pattern, pictures=pictures, template=template)
+    source = find_source(
+        dataset_dir,
+        datalist,
+        patient_pattern=patient_pattern,
+        pictures=pictures,
+        cache_dir=cache_dir,
+        template=template,
+    )
     hide_label_folders(source, labels_dir)
     add_files(source, "label", labels_dir)
     _leave_out_unlabelled(source, labels_dir)
@@ -162,7 +169,7 @@ def load_classification_cases(
             as if it were there.
         min_size: smallest usable image in voxels.
         channels: how many channels every image must have; None takes any.
-        cache_dir: folder that remembers which files were checked; they are read again once they change.
+        cache_dir: folder that remembers DICOM headers and which files were checked, until they change.
 
     Raises:
         BadCasesError: some images or masks cannot be used, or have no class; it lists them all.
@@ -175,7 +182,14 @@ def load_classification_cases(
     _refuse_for_template(dataset_dir, datalist, class_pattern=class_pattern, labels_csv=labels_csv, masks_dir=masks_dir)
     names = class_names(classes)
     template = partial(template_classification, names, spatial_dims=spatial_dims)
-    source = find_source(dataset_dir, datalist, patient_pattern=patient_pattern, pictures=pictures, template=template)
+    source = find_source(
+        dataset_dir,
+        datalist,
+        patient_pattern=patient_pattern,
+        pictures=pictures,
+        cache_dir=cache_dir,
+        template=template,
+    )
     hide_label_folders(source, masks_dir)
     add_classes(source, names, class_pattern=class_pattern, labels_csv=labels_csv)
     if with_mask or masks_dir is not None or any("mask" in case for case in source.found.cases):

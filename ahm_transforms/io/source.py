@@ -23,15 +23,16 @@ def find_source(
     *,
     patient_pattern: str | None,
     pictures: bool | None,
+    cache_dir: str | Path | None,
     template: Callable[[], Split],
 ) -> Source:
     """Return what the datalist lists, else what the folder holds, else the blocks of the template."""
     if datalist is not None:
-        source = read_datalist(datalist, dataset_dir=dataset_dir, patient_pattern=patient_pattern)
+        source = read_datalist(datalist, dataset_dir=dataset_dir, patient_pattern=patient_pattern, cache_dir=cache_dir)
         _warn_of_shared_patients(source, datalist)
         return source
     if dataset_dir is not None:
-        found = find_cases(dataset_dir, patient_pattern=patient_pattern, pictures=bool(pictures))
+        found = find_cases(dataset_dir, patient_pattern=patient_pattern, pictures=bool(pictures), cache_dir=cache_dir)
         return Source(found, {}, Path(dataset_dir))
     split = template()
     listed = {case["case_id"]: part for part in ("validation", "test") for case in getattr(split, part)}
