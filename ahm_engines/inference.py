@@ -13,13 +13,12 @@ import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.engines import Evaluator, IterationEvents
 from monai.inferers import Inferer, SliceInferer, SlidingWindowInferer
-from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 
 from ahm_engines.handlers.checkpoint import load_checkpoint
 from ahm_engines.metrics import composite
 from ahm_networks.maskers import Masker
-from ahm_transforms.masking.functional import cells_to_image
+from ahm_transforms.masking.functional import cells_to_image, patch_shape
 
 __all__ = ["MaskingInference", "MaskingPredictor", "load_pretrained", "scan_inferer", "window_inferer"]
 
@@ -132,7 +131,7 @@ def window_inferer(spatial_dims: int, crop_size: int | Sequence[int], *, volumes
         crop_size: of the windows, in voxels.
         volumes: whether the scans are 3D; for pictures ``False``.
     """
-    window = ensure_tuple_rep(crop_size, spatial_dims)
+    window = patch_shape(crop_size, spatial_dims, "crop_size")
     if spatial_dims == 2 and volumes:
         slices = SliceInferer(roi_size=window, spatial_dim=2, overlap=0.0, sw_batch_size=4)
         return WholeWindows(slices, (*window, 1))
@@ -153,7 +152,7 @@ def scan_inferer(
         volumes: whether the scans are 3D; for pictures ``False``.
         overlap: share of a window that the next one covers too, in [0, 1).
     """
-    windows = {"roi_size": ensure_tuple_rep(crop_size, spatial_dims), "overlap": overlap, "mode": "gaussian"}
+    windows = {"roi_size": patch_shape(crop_size, spatial_dims, "crop_size"), "overlap": overlap, "mode": "gaussian"}
     if spatial_dims == 2 and volumes:
         return SliceInferer(spatial_dim=2, sw_batch_size=4, **windows)
     return SlidingWindowInferer(sw_batch_size=4, **windows)

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from monai.networks.nets import UNETR, BasicUNet, DynUNet, SegResNet, SwinUNETR, UNet
-from monai.utils import ensure_tuple_rep
 from torch import nn
 
 from ahm_networks.nets.context_unet import ContextUNet
+from ahm_transforms.masking import patch_shape
 
 __all__ = ["BACKBONES", "backbone_network", "build_backbone"]
 
@@ -58,7 +58,7 @@ def backbone_network(
     args = with_img_size(name, backbone_args, crop_size)
     divisor, network = build_backbone(name, spatial_dims, in_channels, out_channels, args)
     if crop_size is not None:
-        _check_crop(name, network, ensure_tuple_rep(crop_size, spatial_dims), divisor)
+        _check_crop(name, network, patch_shape(crop_size, spatial_dims, "crop_size"), divisor)
     return network
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,7 +56,7 @@ class MaskTransform(RandomizableTransform):
 
     def __init__(self, *, prob: float = 1.0, fill: Fill = 0.0) -> None:
         super().__init__(prob)
-        if isinstance(fill, str) and fill != "mean":
+        if fill != "mean" and not isinstance(fill, Real):
             raise ValueError(f"fill: expected a number or 'mean', got {fill!r}.")
         self.fill = fill
         self.mask: Tensor | None = None
@@ -137,6 +138,8 @@ class RandPatchMask(MaskTransform):
         super().__init__(prob=prob, fill=fill)
         if ratio_of not in ("foreground", "grid"):
             raise ValueError(f"ratio_of: expected 'foreground' or 'grid', got {ratio_of!r}.")
+        if not (foreground is None or callable(foreground) or isinstance(foreground, Real)):
+            raise ValueError(f"foreground: expected a number, a callable or None, got {foreground!r}.")
         self.patch_size = patch_size
         self.mask_ratio = check_mask_ratio(mask_ratio)
         self.foreground = foreground
@@ -204,9 +207,11 @@ class RandBoxMask(MaskTransform):
         super().__init__(prob=prob, fill=fill)
         self.num_boxes = num_boxes
         self.max_num_boxes = num_boxes if max_num_boxes is None else max_num_boxes
-        if not 1 <= self.num_boxes <= self.max_num_boxes:
+        numbers = (self.num_boxes, self.max_num_boxes)
+        if not all(isinstance(number, Integral) for number in numbers) or not 1 <= numbers[0] <= numbers[1]:
             raise ValueError(
-                f"num_boxes: expected 1 <= num_boxes <= max_num_boxes, got {num_boxes!r} and {max_num_boxes!r}."
+                "num_boxes: expected 1 <= num_boxes <= max_num_boxes in whole numbers, got "
+                f"{num_boxes!r} and {max_num_boxes!r}."
             )
         self.box_size = box_size
         self.max_box_size = box_size if max_box_size is None else max_box_size

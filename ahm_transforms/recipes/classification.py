@@ -21,9 +21,9 @@ from monai.transforms import (
     Resized,
     Transform,
 )
-from monai.utils import ensure_tuple_rep
 
 from ahm_transforms.io.labels import load_map
+from ahm_transforms.masking import patch_shape
 from ahm_transforms.recipes.augmentation import augmentation
 from ahm_transforms.recipes.checks import OnImageGridd
 from ahm_transforms.recipes.images import grid_steps, intensity_steps
@@ -71,7 +71,7 @@ def classification_deterministic(
             *intensity_steps("image", modality, **options),
             *(_mask_steps(pictures=modality == "image2d") if mask_channel else []),
             *grid_steps(keys, modality, spatial_dims=spatial_dims, spacing_mm=spacing_mm, mode=resample),
-            Resized(keys, ensure_tuple_rep(image_size, spatial_dims), mode=resize),
+            Resized(keys, patch_shape(image_size, spatial_dims, "image_size"), mode=resize),
             *([ConcatItemsd(keys, "image")] if mask_channel else []),
             DeleteItemsd("mask"),
         ]

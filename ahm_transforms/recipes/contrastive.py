@@ -27,9 +27,9 @@ from monai.transforms import (
     Resized,
     Transform,
 )
-from monai.utils import ensure_tuple_rep
 
 from ahm_transforms.intensity import WindowToUnitd
+from ahm_transforms.masking import patch_shape
 from ahm_transforms.recipes.augmentation import flips
 
 VIEWS = ("image", "view")
@@ -63,7 +63,7 @@ def contrastive_views(
         >>> [tuple(views[key].shape) for key in ("image", "view")]
         [(1, 32, 32), (1, 32, 32)]
     """
-    size = ensure_tuple_rep(crop_size, spatial_dims)
+    size = patch_shape(crop_size, spatial_dims, "crop_size")
     if min(size) < _SMALLEST:
         raise ValueError(f"crop_size: views need at least {_SMALLEST} voxels along each axis, got {size}.")
     if not 0.5 < smallest_part <= 1:

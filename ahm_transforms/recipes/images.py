@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from monai.utils import ensure_tuple_rep
 
 from ahm_transforms.intensity import PercentilesToUnitd, WindowToUnitd
 from ahm_transforms.io import LoadCased
+from ahm_transforms.masking import patch_shape
 from ahm_transforms.recipes.augmentation import flips
 from ahm_transforms.recipes.checks import CheckChannelsd
 from ahm_transforms.spatial import CropBlockd, FixedCropSamplesd, RandCropSamplesd, ResampleToSpacingd
@@ -128,7 +130,7 @@ def random_crops(
         flip_prob: chance of a flip along each axis; 0 leaves flips out.
         keys: entries that hold images.
     """
-    crop = RandCropSamplesd(keys, ensure_tuple_rep(crop_size, spatial_dims), samples_per_case)
+    crop = RandCropSamplesd(keys, patch_shape(crop_size, spatial_dims, "crop_size"), samples_per_case)
     plain = EnsureTyped(keys, dtype=torch.float32, track_meta=False)
     return Compose([crop, *flips(keys, range(spatial_dims), flip_prob), plain])
 
@@ -150,7 +152,9 @@ def fixed_crops(
         seed: seed of the places.
         keys: entries that hold images.
     """
-    return Compose(FixedCropSamplesd(keys, ensure_tuple_rep(crop_size, spatial_dims), samples_per_case, seed=seed))
+    return Compose(
+        FixedCropSamplesd(keys, patch_shape(crop_size, spatial_dims, "crop_size"), samples_per_case, seed=seed)
+    )
 
 
 def preprocessing(
@@ -222,8 +226,10 @@ def _axes_mm(spacing_mm: Sequence[float] | float, spatial_dims: int) -> tuple[fl
     """Return the spacing for three axes; slices of a 2D recipe keep their distance."""
     try:
         given = ensure_tuple_rep(spacing_mm, spatial_dims)
-    except ValueError as error:
-        raise ValueError(f"spacing_mm: expected 1 or {spatial_dims} numbers, got {spacing_mm!r}.") from error
+    except ValueError:
+        given = ()
+    if not given or not all(isinstance(number, Real) for number in given):
+        raise ValueError(f"spacing_mm: expected 1 or {spatial_dims} numbers, got {spacing_mm!r}.")
     return (*given, *(0.0,) * (3 - len(given)))
 
 

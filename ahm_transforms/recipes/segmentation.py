@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from monai.transforms import Compose, EnsureChannelFirstd, EnsureTyped, Transform
-from monai.utils import ensure_tuple_rep
 
 from ahm_transforms.io import LoadLabeld
+from ahm_transforms.masking import patch_shape
 from ahm_transforms.recipes.augmentation import augmentation
 from ahm_transforms.recipes.checks import OnImageGridd
 from ahm_transforms.recipes.images import grid_steps, intensity_steps
@@ -88,7 +88,7 @@ def segmentation_crops(
     """
     crop = RandCropSamplesd(
         _KEYS,
-        ensure_tuple_rep(crop_size, spatial_dims),
+        patch_shape(crop_size, spatial_dims, "crop_size"),
         samples_per_case,
         label_key="label",
         foreground_share=foreground_share,

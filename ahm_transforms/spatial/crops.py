@@ -30,6 +30,8 @@ class _CropSamplesd(MapTransform, MultiSampleTrait):
         allow_missing_keys: bool,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        if np.ndim(crop_size) == 0:
+            raise ValueError(f"crop_size: expected a size for each axis of the window, got {crop_size!r}.")
         if min(crop_size) < 1 or samples < 1 or tries < 1:
             raise ValueError(
                 f"crop_size, samples and tries must be at least 1, got {tuple(crop_size)}, {samples} and {tries}."

@@ -122,6 +122,14 @@ def test_a_spacing_of_another_number_of_axes_is_named() -> None:
         recipes.deterministic("mr", spatial_dims=2, spacing_mm=[1, 1, 3])
 
 
+def test_text_in_place_of_numbers_is_named() -> None:
+    with pytest.raises(ValueError, match="spacing_mm: expected 1 or 3 numbers, got 'fine'"):
+        recipes.deterministic("mr", spatial_dims=3, spacing_mm="fine")
+    for crops in (recipes.random_crops, recipes.fixed_crops):
+        with pytest.raises(ValueError, match="crop_size: expected 1 or 3 sizes, got 'large'"):
+            crops(spatial_dims=3, crop_size="large")
+
+
 def test_channel_count_that_does_not_fit_names_the_file(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "colour.png")
     data = {"image": str(tmp_path / "colour.png")}

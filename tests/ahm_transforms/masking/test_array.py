@@ -153,8 +153,9 @@ def test_channel_axis_is_required(make):
 @every_transform
 def test_backend_and_fill(make):
     assert make().backend == [TransformBackends.TORCH]
-    with pytest.raises(ValueError, match="fill: expected a number or 'mean', got 'median'"):
-        make(fill="median")
+    for fill in ("median", None):
+        with pytest.raises(ValueError, match=f"fill: expected a number or 'mean', got {fill!r}"):
+            make(fill=fill)
 
 
 @pytest.mark.parametrize("name", ["patch", "box"])
@@ -233,6 +234,8 @@ def test_patch_arguments_are_checked():
         RandPatchMask(4, 1.0)
     with pytest.raises(ValueError, match="ratio_of: expected 'foreground' or 'grid'"):
         RandPatchMask(4, 0.5, ratio_of="image")
+    with pytest.raises(ValueError, match="foreground: expected a number, a callable or None, got 'brain'"):
+        RandPatchMask(4, 0.5, foreground="brain")
     with pytest.raises(ValueError, match="patch_size: expected at most the image size"):
         RandPatchMask(32, 0.5)(volume(1, 16, 16))
 
@@ -272,6 +275,7 @@ def test_number_of_boxes_covers_its_range():
     [
         ({"num_boxes": 0, "box_size": 4}, "num_boxes: expected 1 <="),
         ({"num_boxes": 3, "max_num_boxes": 2, "box_size": 4}, "num_boxes: expected 1 <="),
+        ({"num_boxes": "1", "box_size": 4}, "num_boxes: expected .* in whole numbers, got '1' and None"),
         ({"num_boxes": 1, "box_size": 17}, "box_size: expected at most the image size"),
         ({"num_boxes": 1, "box_size": 0}, "box_size: expected sizes of at least 1"),
         ({"num_boxes": 1, "box_size": 4, "max_box_size": 3}, "max_box_size: expected at least box_size"),

@@ -214,6 +214,8 @@ def test_wrong_arguments_for_labels(options: dict, message: str) -> None:
 def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match=r"must be at least 1, got \(4, 0\), 1 and 4"):
         RandCropSamplesd("image", (4, 0))
+    with pytest.raises(ValueError, match="crop_size: expected a size for each axis of the window, got 4"):
+        RandCropSamplesd("image", 4)
     with pytest.raises(ValueError, match="has more axes than the image"):
         FixedCropSamplesd("image", (4, 4, 4))({"image": torch.zeros(1, 8, 8)})
 
