@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from time import sleep
 from typing import Any
 
 import pytest
 import torch
 from monai.data import CacheDataset, Dataset
-from monai.transforms import Compose, RandSpatialCropd, ScaleIntensityRanged
+from monai.transforms import Compose, RandSpatialCropd, ScaleIntensityRanged, Transform
 from monai.utils import set_determinism
 
 from ahm_transforms.io import BoundedCacheDataset, cache
@@ -83,3 +84,21 @@ def test_says_nothing_where_all_that_was_asked_for_fits(memory: list[int], caplo
 def test_share_that_is_none(given: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=rf"{next(iter(given))}: expected a share in \[0, 1\]"):
         BoundedCacheDataset(CASES, chain(), **given)
+
+
+def test_an_error_is_raised_once_no_thread_is_at_work_any_more() -> None:
+    begun, ended = [], []
+
+    class Slow(Transform):
+        def __call__(self, case: dict[str, int]) -> dict[str, int]:
+            begun.append(case["number"])
+            if case["number"] == 1:
+                raise ValueError("damaged")
+            sleep(0.2)
+            ended.append(case["number"])
+            return case
+
+    with pytest.raises(RuntimeError, match="applying transform") as caught:
+        BoundedCacheDataset([{"number": number} for number in range(50)], Slow(), num_workers=3, progress=False)
+    assert str(caught.value.__cause__) == "damaged"
+    assert len(begun) < 10 and sorted(ended) == sorted(set(begun) - {1})
