@@ -101,7 +101,8 @@ def read_header(path: Path) -> Header:
         return sys.intern(str(header.get(tag) or "").strip())  # an ID with a blank before it is the same ID
 
     def hashed(tag: str) -> str:
-        return sys.intern(short_hash(text(tag))) if text(tag) else ""
+        found = text(tag)
+        return sys.intern(short_hash(found)) if found else ""
 
     def count(tag: str) -> int:
         return int(header.get(tag) or 0)
