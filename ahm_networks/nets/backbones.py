@@ -12,7 +12,7 @@ from monai.networks.nets import UNETR, BasicUNet, DynUNet, SegResNet, SwinUNETR,
 from torch import nn
 
 from ahm_networks.nets.context_unet import ContextUNet
-from ahm_transforms.masking import patch_shape
+from ahm_transforms.masking.functional import patch_shape
 
 __all__ = ["BACKBONES", "backbone_network", "build_backbone"]
 

@@ -38,7 +38,7 @@ def meta_as_a_device_to_train_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ahm_engines.trainer.check_weights", lambda modules: None)
 
 
-def train(network: nn.Module, masker: Masker, dims: int, **options: Any) -> MaskedTrainer:
+def train(network: nn.Module, masker: Masker, dims: int, **options: Any) -> None:
     for module in masker.modules():
         for borrowed in (value for value in vars(module).values() if isinstance(value, BorrowedNetwork)):
             borrowed.network.to("meta")
@@ -58,7 +58,6 @@ def train(network: nn.Module, masker: Masker, dims: int, **options: Any) -> Mask
     )
     trainer.run()
     assert trainer.state.iteration == 4 and trainer.state.output["mask"].is_meta
-    return trainer
 
 
 @pytest.mark.parametrize(("dims", "foreground"), [(2, None), (3, 0.3)])
