@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -24,6 +25,8 @@ from ahm_networks.rl.functional import masked_mean
 from ahm_transforms.masking.functional import hidden_fraction, image_to_cells
 
 __all__ = ["MaskedEvaluator"]
+
+logger = logging.getLogger(__name__)
 
 
 class MaskedEvaluator(SupervisedEvaluator):
@@ -120,6 +123,7 @@ class MaskedEvaluator(SupervisedEvaluator):
         self._random_states: list[Tensor] = []
         self.add_event_handler(Events.EPOCH_STARTED, self._fix_random_state)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._restore_random_state)
+        self.add_event_handler(Events.EPOCH_COMPLETED, self._warn_of_empty_foreground)
         self._register_handlers(val_handlers or [])
 
     def _fix_random_state(self) -> None:
@@ -131,6 +135,16 @@ class MaskedEvaluator(SupervisedEvaluator):
         for generator, state in zip(self.masker.generators(), self._random_states, strict=True):
             generator.set_state(state)
         self.state.metrics.pop(STATS, None)  # its entries stand beside it
+
+    def _warn_of_empty_foreground(self) -> None:
+        """A threshold above all intensities restricts no mask, which looks like one that works."""
+        threshold = self.masker.foreground_threshold
+        if threshold == self.foreground_threshold and self.state.metrics["foreground_share"] == 0:
+            logger.warning(
+                "foreground_threshold: no image has a cell above %g, so masks may be anywhere; intensities are those "
+                "after the preprocessing, which recipes scale to [0, 1].",
+                threshold,
+            )
 
     @torch.no_grad()
     def _iteration(self, engine: Any, batchdata: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ahm_engines.handlers.pictures import PredictionPictures
 from ahm_engines.handlers.predictions import ClassificationResults
 from ahm_engines.handlers.processes import validation_sampler
 from ahm_engines.handlers.quick_look import QuickLookd, draw_quick_look
+from ahm_engines.handlers.record import RunRecord
 from ahm_engines.handlers.seeds import EpochSeeds
 from ahm_engines.handlers.segmentation_scores import SegmentationScores
 from ahm_engines.handlers.stopping import EarlyStop, FiniteLoss, GradientClip
@@ -36,6 +37,7 @@ __all__ = [
     "PretrainedWeights",
     "QuickLookd",
     "RunCosts",
+    "RunRecord",
     "SegmentationScores",
     "TensorBoardScalars",
     "TrainingBar",

@@ -179,6 +179,14 @@ def test_foreground_share_counts_hidden_voxels_above_the_threshold() -> None:
     assert low == pytest.approx(float(bright.flatten(1).sum(1).div(64 * RATIO * PATCH**2).mean()))
 
 
+def test_a_threshold_above_all_intensities_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    for threshold in (None, 0.5):
+        evaluate(UniformMasker(2, PATCH, RATIO, foreground_threshold=threshold), foreground_threshold=threshold or 0.05)
+    assert not caplog.records
+    evaluate(UniformMasker(2, PATCH, RATIO, foreground_threshold=40), foreground_threshold=40)
+    assert [record.getMessage() for record in caplog.records if "no image has a cell above 40" in record.getMessage()]
+
+
 def test_metrics_are_means_over_images_not_over_batches() -> None:
     evaluator, outputs = evaluate(HideBright(2, PATCH, RATIO))
     psnr = torch.cat([output[MaskedKeys.STATS]["psnr"] for output in outputs])

@@ -141,6 +141,11 @@ def checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+def kept(output: Path) -> list[bytes]:
+    """What a training that is refused leaves as it is."""
+    return [(output / name).read_bytes() for name in ("models/last.pt", "run_record.json")]
+
+
 def assert_same_state(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
     """Compare two state dictionaries bit for bit."""
     assert first.keys() == second.keys()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.bundles.running import checkpoint, error_chain, infer, train, write_cases
+from tests.bundles.running import checkpoint, error_chain, infer, kept, train, write_cases
 
 OTHER_NET = {"backbone_args": {"channels": [4, 16], "strides": [2], "num_res_units": 0}}
 
@@ -128,17 +128,19 @@ def test_unwritable_output_folder(volumes: Path, trained: Path, tmp_path: Path) 
 def test_resuming_with_other_patients(tmp_path: Path) -> None:
     data = write_cases(tmp_path / "data")
     train(data, tmp_path / "run", max_epochs=1)
+    before = kept(tmp_path / "run")
     write_cases(tmp_path / "data", 6)
     message = message_of(train, data, tmp_path / "run", resume=True)
     assert "last.pt: trained on 3 patients, now there are 5 to train on" in message
+    assert kept(tmp_path / "run") == before
 
 
 def test_resuming_with_another_network(volumes: Path, tmp_path: Path) -> None:
     train(volumes, tmp_path, max_epochs=1, min_epoch_length=1)
-    before = (tmp_path / "models/last.pt").read_bytes()
+    before = kept(tmp_path)
     message = message_of(train, volumes, tmp_path, resume=True, min_epoch_length=1, **OTHER_NET)
     assert "last.pt: 'model' was saved from another architecture" in message and "provenance" in message
-    assert (tmp_path / "models/last.pt").read_bytes() == before
+    assert kept(tmp_path) == before
 
 
 def test_inference_with_another_network(volumes: Path, trained: Path, tmp_path: Path) -> None:

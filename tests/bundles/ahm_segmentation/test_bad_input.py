@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.bundles.ahm_segmentation.segmenting import SHAPE, message_of, planted, train, write_labelled
-from tests.bundles.running import checkpoint
+from tests.bundles.running import checkpoint, kept
 
 SEGRESNET = {"init_filters": 8, "blocks_down": [1, 1, 1], "blocks_up": [1, 1]}
 
@@ -147,17 +147,17 @@ def test_unwritable_output_folder(volumes: Path, tmp_path: Path) -> None:
 def test_resuming_with_other_patients(tmp_path: Path) -> None:
     data = write_labelled(tmp_path / "data", 6)
     train(data, tmp_path / "run")
-    before = (tmp_path / "run/models/last.pt").read_bytes()
+    before = kept(tmp_path / "run")
     write_labelled(tmp_path / "data", 7)
     message = message_of(train, data, tmp_path / "run", resume=True, max_epochs=2)
     assert "last.pt: trained on 4 patients, now there are 5 to train on" in message and "output_dir" in message
-    assert (tmp_path / "run/models/last.pt").read_bytes() == before
+    assert kept(tmp_path / "run") == before
 
 
 def test_resuming_with_another_network(volumes: Path, tmp_path: Path) -> None:
     train(volumes, tmp_path)
-    before = (tmp_path / "models/last.pt").read_bytes()
+    before = kept(tmp_path)
     other = {"channels": [4, 16], "strides": [2], "num_res_units": 0}
     message = message_of(train, volumes, tmp_path, resume=True, backbone_args=other)
     assert "last.pt: 'model' was saved from another architecture" in message
-    assert (tmp_path / "models/last.pt").read_bytes() == before
+    assert kept(tmp_path) == before
