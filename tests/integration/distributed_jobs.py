@@ -27,7 +27,6 @@ WATCH = "tests.integration.distributed_jobs.watch"
 def watched(**modules: str) -> list[Any]:
     """Return the steps of a training that writes ``rank<number>.pt`` at its end; modules by reference, ``@network``."""
     return [
-        "@record",
         {"_target_": WATCH, "trainer": "@train#trainer", "folder": "@output_dir", **modules},
         "$@train#trainer.run()",
     ]
