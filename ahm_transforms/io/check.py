@@ -123,9 +123,11 @@ def unreadable(error: OSError) -> str:
     return "cannot be read: " + " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
 
 
-def axes_problem(size: Sequence[int], *, pictures: bool) -> str:
+def axes_problem(size: Sequence[int], *, pictures: bool | None, spatial_dims: int) -> str:
     """Return what is wrong with an image of this size where pictures, or volumes, are expected, or an empty text."""
-    if (len(size) == 2) == pictures:
+    if spatial_dims == 3 and len(size) == 3 and 1 in size:
+        return f"has size {tuple(size)}, a single slice: expected a volume for spatial_dims=3"
+    if pictures is None or (len(size) == 2) == pictures:
         return ""
     if pictures:
         return f"has size {tuple(size)}, expected a picture for modality image2d; mr and ct take slices of volumes"
@@ -197,7 +199,7 @@ def _shape_problem(
     shape = _geometry(image).shape
     channel_dim = image.meta["original_channel_dim"]
     found = 1 if is_no_channel(channel_dim) else image.shape[int(channel_dim)]
-    if pictures is not None and (problem := axes_problem(shape, pictures=pictures)):
+    if problem := axes_problem(shape, pictures=pictures, spatial_dims=dims):
         return problem
     if len(shape) < dims or image.ndim - len(shape) > 1:
         return f"has shape {tuple(image.shape)}, expected {dims} spatial axes and at most one of channels"

@@ -21,15 +21,17 @@ class CheckChannelsd(MapTransform):
     Args:
         keys: entries of shape [C, *S].
         channels: the number of channels expected.
+        spatial_dims: 2 or 3, of what follows; 3 wants more than a single slice.
         picture: whether a picture is expected, or a volume; None takes both.
 
     Raises:
         ValueError: on call, when the number is another, or a picture was expected and it is none, or a volume.
     """
 
-    def __init__(self, keys: KeysCollection, channels: int, *, picture: bool | None = None) -> None:
+    def __init__(self, keys: KeysCollection, channels: int, *, spatial_dims: int, picture: bool | None = None) -> None:
         super().__init__(keys)
         self.channels = channels
+        self.spatial_dims = spatial_dims
         self.picture = picture
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -39,9 +41,9 @@ class CheckChannelsd(MapTransform):
             found = result[key].shape[0]
             if found != self.channels:
                 raise ValueError(f"{_name(result[key])} has {found} channel(s), expected channels={self.channels}.")
-            axes = "" if self.picture is None else axes_problem(result[key].shape[1:], pictures=self.picture)
-            if axes:
-                raise ValueError(f"{_name(result[key])} {axes}.")
+            size = result[key].shape[1:]
+            if problem := axes_problem(size, pictures=self.picture, spatial_dims=self.spatial_dims):
+                raise ValueError(f"{_name(result[key])} {problem}.")
         return result
 
 

@@ -68,7 +68,7 @@ def classification_deterministic(
     resample, resize = ("bilinear", "nearest")[: len(keys)], ("area", "nearest-exact")[: len(keys)]
     return Compose(
         [
-            *intensity_steps("image", modality, **options),
+            *intensity_steps("image", modality, spatial_dims=spatial_dims, **options),
             *(_mask_steps(pictures=modality == "image2d") if mask_channel else []),
             *grid_steps(keys, modality, spatial_dims=spatial_dims, spacing_mm=spacing_mm, mode=resample),
             Resized(keys, patch_shape(image_size, spatial_dims, "image_size"), mode=resize),

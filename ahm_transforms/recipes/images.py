@@ -59,7 +59,9 @@ def deterministic(
         ['Orientationd', 'ResampleToSpacingd']
     """
     _check_options(modality, spatial_dims)
-    intensity = intensity_steps(keys, modality, channels=channels, window_hu=window_hu, percentiles=percentiles)
+    intensity = intensity_steps(
+        keys, modality, spatial_dims=spatial_dims, channels=channels, window_hu=window_hu, percentiles=percentiles
+    )
     return Compose([*intensity, *grid_steps(keys, modality, spatial_dims=spatial_dims, spacing_mm=spacing_mm)])
 
 
@@ -67,6 +69,7 @@ def intensity_steps(
     keys: KeysCollection,
     modality: str,
     *,
+    spatial_dims: int,
     channels: int = 1,
     window_hu: tuple[float, float] = DEFAULT_WINDOW_HU,
     percentiles: tuple[float, float] = (1.0, 99.0),
@@ -77,7 +80,7 @@ def intensity_steps(
     else:
         to_unit = PercentilesToUnitd(keys, *percentiles, channel_wise=modality == "mr")
     picture = modality == "image2d"
-    fits = CheckChannelsd(keys, channels, picture=picture)
+    fits = CheckChannelsd(keys, channels, spatial_dims=spatial_dims, picture=picture)
     return [LoadCased(keys, pictures=picture), EnsureChannelFirstd(keys), fits, to_unit]
 
 

@@ -51,7 +51,7 @@ def segmentation_deterministic(
     """
     return Compose(
         [
-            *intensity_steps("image", modality, **options),
+            *intensity_steps("image", modality, spatial_dims=spatial_dims, **options),
             *_label_steps(num_classes, label_values, pictures=modality == "image2d"),
             *grid_steps(
                 _KEYS, modality, spatial_dims=spatial_dims, spacing_mm=spacing_mm, mode=("bilinear", "nearest")
@@ -125,7 +125,7 @@ def segmentation_evaluation(
     """
     return Compose(
         [
-            *intensity_steps("image", modality, **options),
+            *intensity_steps("image", modality, spatial_dims=spatial_dims, **options),
             *_label_steps(num_classes, label_values, pictures=modality == "image2d"),
             ClearOutsideBlockd("label"),
             *grid_steps("image", modality, spatial_dims=spatial_dims, spacing_mm=spacing_mm),

@@ -221,3 +221,12 @@ def test_a_picture_is_no_slice_of_a_volume(tmp_path: Path, modality: str) -> Non
     with pytest.raises(RuntimeError) as error:
         recipes.deterministic(modality, spatial_dims=2)({"image": str(tmp_path / "a.png")})
     assert str(error.value.__cause__).startswith("a.png has size (10, 8), expected a volume for modality mr or ct")
+
+
+@pytest.mark.parametrize("modality", ["mr", "ct"])
+def test_a_single_slice_is_no_volume(tmp_path: Path, modality: str) -> None:
+    write_nifti(tmp_path / "scout.nii.gz", (12, 1, 14))
+    with pytest.raises(RuntimeError) as error:
+        recipes.deterministic(modality, spatial_dims=3)({"image": str(tmp_path / "scout.nii.gz")})
+    assert str(error.value.__cause__).startswith("scout.nii.gz has size (12, 1, 14), a single slice: expected a volume")
+    assert recipes.deterministic(modality, spatial_dims=2)({"image": str(tmp_path / "scout.nii.gz")})["image"].ndim == 4

@@ -75,6 +75,16 @@ def test_headers_that_mislead_are_bad_cases(tmp_path: Path) -> None:
     assert reasons["nan.nii"].startswith("the affine is singular or not finite")
 
 
+def test_a_single_slice_is_bad_for_a_network_of_volumes(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "scout.nii.gz", (12, 13, 1))
+    write_nifti(tmp_path / "volume.nii.gz")
+    with pytest.raises(BadCasesError) as caught:
+        load_cases(tmp_path, val_fraction=0)
+    reasons = {bad.name: bad.reason for bad in caught.value.bad}
+    assert reasons == {"scout.nii.gz": "has size (12, 13, 1), a single slice: expected a volume for spatial_dims=3"}
+    assert len(load_cases(tmp_path, spatial_dims=2, val_fraction=0).training) == 2
+
+
 def test_skip_bad_leaves_them_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_nifti(tmp_path / "good.nii.gz")
     (tmp_path / "text.nii.gz").write_text("no image")

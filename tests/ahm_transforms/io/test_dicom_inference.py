@@ -55,10 +55,10 @@ class TwoLevels(nn.Module):
         return torch.cat([~low, low & ~high, high], dim=1).float()
 
 
-def segment(source: Path, out: Path, window: tuple[float, float] = WINDOW) -> CaseInference:
+def segment(source: Path, out: Path, window: tuple[float, float] = WINDOW, spatial_dims: int = 3) -> CaseInference:
     """Prepare what the bundle's inference.json does, with windows in HU so that thresholds are numbers in the file."""
     found = find_inputs(source)
-    chain = deterministic("ct", spatial_dims=3, window_hu=window)
+    chain = deterministic("ct", spatial_dims=spatial_dims, window_hu=window)
     after = Compose(
         [
             QuickLookd(out, ["grey", "white"]),
@@ -137,7 +137,7 @@ def test_rescale_slope_and_intercept_count(tmp_path: Path) -> None:
 def test_one_file(tmp_path: Path) -> None:
     write_series(tmp_path / "in", orientation=OBLIQUE)
     shutil.copy(tmp_path / "in/IM0003", tmp_path / "one.dcm")
-    segment(tmp_path / "one.dcm", tmp_path / "out").run()
+    segment(tmp_path / "one.dcm", tmp_path / "out", spatial_dims=2).run()
     ((seg, nifti),) = results(tmp_path / "out")
     (tmp_path / "alone").mkdir()
     (tmp_path / "one.dcm").rename(tmp_path / "alone/one.dcm")

@@ -136,7 +136,7 @@ def test_dicom_comes_back_as_nifti_and_dicom_seg(tmp_path: Path, whole_folder: b
     values = write_series(
         tmp_path / "data" / PATIENT_ID, slices=9, size=(20, 24), orientation=OBLIQUE, reverse_names=True
     )
-    options = write_threshold(tmp_path / "model.pt", classes=["lesion"])
+    options = write_threshold(tmp_path / "model.pt", 3 if whole_folder else 2, classes=["lesion"])
     source = tmp_path / "data" / PATIENT_ID
     source = source if whole_folder else next(source.iterdir())
     infer(source.parent if whole_folder else source, tmp_path / "out", tmp_path / "model.pt", **options)
@@ -180,7 +180,7 @@ def test_dicom_to_which_no_dicom_seg_can_refer_comes_back_as_nifti_and_is_told(t
     assert sum(name.endswith("_seg.dcm") for name in names) == 1
 
 
-def test_bad_case_does_not_stop_the_good_ones(
+def test_bad_cases_do_not_stop_the_good_ones(
     volumes: Path, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -188,11 +188,14 @@ def test_bad_case_does_not_stop_the_good_ones(
     data.mkdir()
     (data / "a_broken.nii.gz").write_text("this is no image")
     (data / "good.nii.gz").symlink_to(volumes / "scan0.nii.gz")
+    write_nifti(data / "scout.nii.gz", (12, 13, 1))
     message = message_of(infer, data, tmp_path / "out", trained)
-    assert "1 of 2 case(s) failed, the others are in" in message and "a_broken  failed" in message
-    assert "1 case(s) done, 1 failed" in caplog.text
+    assert "2 of 3 case(s) failed, the others are in" in message and "a_broken  failed" in message
+    assert "scout.nii.gz has size (12, 13, 1), a single slice: expected a volume" in message
+    assert "1 case(s) done, 2 failed" in caplog.text
     report = json.loads((tmp_path / "out/results.json").read_text())
-    assert {case["case_id"]: case["status"] for case in report["cases"]} == {"a_broken": "failed", "good": "ok"}
+    statuses = {case["case_id"]: case["status"] for case in report["cases"]}
+    assert statuses == {"a_broken": "failed", "good": "ok", "scout": "failed"}
     assert result(tmp_path / "out", "good").shape == (20, 24, 18)
     assert not (tmp_path / "out/a_broken").exists()
 
