@@ -116,7 +116,7 @@ def caveats(study: Finished, comparisons: Sequence[Comparison]) -> list[str]:
         "patients, so seeds are not independent: the intervals speak of this data set, not of another one.",
         "All arms of a seed are compared with the same finetunings of a reference: where those were lucky, all are "
         "behind at once, and their number proves nothing."
-        + " Several of each, `draws`, are averaged and leave less to luck."
+        + " Several of each (--set draws=3) are averaged and leave less to luck."
         * once,
     ]
 
