@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from ahm_engines.study.cells import Cell, pretrained_by, stages
-from ahm_engines.study.results import read_rows
+from ahm_engines.study.results import cell_of, number, read_rows
 from ahm_engines.study.settings import STUDY_VERSION, Arm, scratch_like
 
 __all__ = ["FINETUNE", "PRETRAIN", "Finished", "Row", "mean_curve", "read_finished"]
@@ -36,7 +36,7 @@ class Row:
 
     def number(self, column: str) -> float:
         """Value of a column; NaN where it is missing, empty or no number."""
-        return _number(self.texts.get(column))
+        return number(self.texts.get(column))
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,9 @@ def read_finished(folder: str | Path) -> Finished:
     rows = [row for row in map(_row, lines) if row and row.cell in planned and _same_patients(row, study)]
     curves: dict[Cell, Curve] = {}
     for line in read_rows(study.folder / "curves.csv"):
-        cell, step = _cell({**line, "stage": FINETUNE}), _number(line.get("step"))
+        cell, step = cell_of({**line, "stage": FINETUNE}), number(line.get("step"))
         if cell in planned and math.isfinite(step):
-            curves.setdefault(cell, {})[step] = _number(line.get("value"))
+            curves.setdefault(cell, {})[step] = number(line.get("value"))
     return replace(study, rows={row.cell: row for row in rows}, curves=curves, ignored=len(lines) - len(rows))
 
 
@@ -176,24 +176,9 @@ def _finished(folder: Path, settings: Mapping[str, Any]) -> Finished:
 
 
 def _row(line: Mapping[str, str]) -> Row | None:
-    cell = _cell(line)
+    cell = cell_of(line)
     return Row(cell, line) if cell and line.get("status") in ("done", "failed") else None
-
-
-def _cell(line: Mapping[str, str]) -> Cell | None:
-    fraction, seed, draw = (_number(line.get(name)) for name in ("fraction", "seed", "draw"))
-    if not math.isfinite(seed):
-        return None
-    known = fraction if math.isfinite(fraction) else None
-    return Cell(line.get("stage", ""), line.get("arm", ""), int(seed), known, int(draw) if math.isfinite(draw) else 0)
 
 
 def _same_patients(row: Row, study: Finished) -> bool:
     return row.cell.stage == PRETRAIN or row.texts.get("evaluated_on") in (None, "", study.evaluate_on)
-
-
-def _number(text: str | None) -> float:
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return math.nan

@@ -14,7 +14,7 @@ from typing import Any
 from ahm_engines.study.cells import Cell
 from ahm_engines.study.settings import STUDY_VERSION
 
-__all__ = ["COLUMNS", "CURVE_COLUMNS", "PRETRAINING_METRICS", "Results", "append_row", "read_rows"]
+__all__ = ["COLUMNS", "CURVE_COLUMNS", "PRETRAINING_METRICS", "Results", "append_row", "cell_of", "number", "read_rows"]
 
 COLUMNS = [
     *("version", "stage", "arm", "fraction", "seed", "draw", "status", "error", "evaluated_on", "labelled_patients"),
@@ -43,7 +43,7 @@ class Results:
     def __init__(self, path: Path, metrics: Sequence[str]) -> None:
         self.path = path
         self.columns = [*COLUMNS, *PRETRAINING_METRICS, *metrics]
-        self.rows = {_cell(row): row for row in read_rows(path, self.columns)}
+        self.rows = {cell: row for row in read_rows(path, self.columns) if (cell := cell_of(row))}
 
     def done(self, cell: Cell) -> Row | None:
         """The row of a cell that has finished, or ``None``."""
@@ -97,9 +97,21 @@ def append_row(path: Path, columns: Sequence[str], values: Mapping[str, Any]) ->
     return row
 
 
-def _cell(row: Row) -> Cell:
-    fraction = float(row["fraction"]) if row["fraction"] else None
-    return Cell(row["stage"], row["arm"], int(row["seed"]), fraction, int(row["draw"]))
+def cell_of(row: Mapping[str, str]) -> Cell | None:
+    """Return the cell that a row is about, ``None`` where it names no seed."""
+    fraction, seed, draw = (number(row.get(name)) for name in ("fraction", "seed", "draw"))
+    if not math.isfinite(seed):
+        return None
+    known = fraction if math.isfinite(fraction) else None
+    return Cell(row.get("stage", ""), row.get("arm", ""), int(seed), known, int(draw) if math.isfinite(draw) else 0)
+
+
+def number(text: str | None) -> float:
+    """Return the number that a row holds as text, NaN where there is none."""
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return math.nan
 
 
 def _text(value: Any) -> str:

@@ -75,6 +75,16 @@ def test_a_line_that_was_cut_off_does_not_count_and_is_repaired(path: Path, cut:
     assert Results(path, METRICS).done(RANDOM) is not None
 
 
+def test_a_row_without_a_seed_does_not_count_and_stays(path: Path) -> None:
+    fill(path)
+    text = path.read_text().replace("pretrain,random,,1,", "pretrain,random,,one,")
+    path.write_text(text)
+    results = Results(path, METRICS)
+    assert results.rows.keys() == {SCRATCH}
+    results.append(RANDOM, {"status": "done"})
+    assert path.read_text().startswith(text) and Results(path, METRICS).done(RANDOM) is not None
+
+
 def test_a_header_that_was_cut_off_is_written_anew(path: Path) -> None:
     path.write_text("version,sta")
     results = Results(path, METRICS)
