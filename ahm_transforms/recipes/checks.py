@@ -21,11 +21,12 @@ class CheckChannelsd(MapTransform):
     Args:
         keys: entries of shape [C, *S].
         channels: the number of channels expected.
-        spatial_dims: 2 or 3, of what follows; 3 wants more than a single slice.
+        spatial_dims: 2 or 3, of the network that follows.
         picture: whether a picture is expected, or a volume; None takes both.
 
     Raises:
-        ValueError: on call, when the number is another, or a picture was expected and it is none, or a volume.
+        ValueError: on call, when the number is another, a picture was expected and it is none, or a volume, or a network
+            of volumes would get a single slice.
     """
 
     def __init__(self, keys: KeysCollection, channels: int, *, spatial_dims: int, picture: bool | None = None) -> None:
