@@ -124,7 +124,7 @@ def unreadable(error: OSError) -> str:
 
 
 def axes_problem(size: Sequence[int], *, pictures: bool | None, spatial_dims: int) -> str:
-    """Return what is wrong with an image of this size, or an empty text; ``pictures=None`` takes pictures and volumes."""
+    """Return what is wrong with an image of this size, or an empty text; ``pictures=None`` takes both kinds."""
     if spatial_dims == 3 and len(size) == 3 and 1 in size:
         return f"has size {tuple(size)}, a single slice: expected a volume for spatial_dims=3"
     if pictures is None or (len(size) == 2) == pictures:

@@ -25,8 +25,8 @@ class CheckChannelsd(MapTransform):
         picture: whether a picture is expected, or a volume; None takes both.
 
     Raises:
-        ValueError: on call, when the number is another, a picture was expected and it is none, or a volume, or a network
-            of volumes would get a single slice.
+        ValueError: on call, when the number is another, a picture was expected and it is none, or a volume, or when a
+            network of volumes would get a single slice.
     """
 
     def __init__(self, keys: KeysCollection, channels: int, *, spatial_dims: int, picture: bool | None = None) -> None:
