@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from itertools import takewhile
+from threading import Thread, current_thread
 from time import monotonic
 from typing import Any
 
@@ -71,7 +72,14 @@ class BoundedCacheDataset(CacheDataset):
     def _fill_cache(self, indices: Sequence[int] | None = None) -> list[Any]:
         self._least, self._full, self._next_look = self.keep_free * available_memory(), False, 0.0
         self._error: Exception | None = None
-        cached = list(takewhile(lambda item: item is not None, super()._fill_cache(indices)))
+        self._readers: set[Thread] = set()
+        try:
+            cached = list(takewhile(lambda item: item is not None, super()._fill_cache(indices)))
+        except BaseException:  # Ctrl+C: a process that ends while threads still read aborts
+            self._full = True
+            for reader in tuple(self._readers):
+                reader.join()
+            raise
         if self._error is not None:
             raise self._error
         if len(cached) < self.cache_num:
@@ -84,6 +92,7 @@ class BoundedCacheDataset(CacheDataset):
         return cached
 
     def _load_cache_item(self, idx: int) -> Any:
+        self._readers.add(current_thread())
         if not self._full and monotonic() >= self._next_look:
             self._next_look = monotonic() + SECONDS
             self._full = available_memory() < self._least

@@ -2,7 +2,7 @@
 """Whole preprocessing chains, so that training and inference cannot drift apart."""
 
 from ahm_transforms.io import LoadCased
-from ahm_transforms.recipes.checks import CheckChannelsd, OnImageGridd
+from ahm_transforms.recipes.checks import CheckShaped, OnImageGridd
 from ahm_transforms.recipes.classification import classification_deterministic, classification_random
 from ahm_transforms.recipes.contrastive import contrastive_views, fixed_contrastive_views
 from ahm_transforms.recipes.disk import PersistentSteps, persistent
@@ -24,7 +24,7 @@ from ahm_transforms.recipes.segmentation import (
 __all__ = [
     "DEFAULT_WINDOW_HU",
     "MODALITIES",
-    "CheckChannelsd",
+    "CheckShaped",
     "LoadCased",
     "OnImageGridd",
     "PersistentSteps",

@@ -15,7 +15,7 @@ from ahm_transforms.io.check import axes_problem
 from ahm_transforms.io.labels import grid_problem
 
 
-class CheckChannelsd(MapTransform):
+class CheckShaped(MapTransform):
     """Stop at an image whose number of channels or of spatial axes is not the one expected, and name the file.
 
     Args:

@@ -16,7 +16,7 @@ from ahm_transforms.intensity import PercentilesToUnitd, WindowToUnitd
 from ahm_transforms.io import LoadCased
 from ahm_transforms.masking import patch_shape
 from ahm_transforms.recipes.augmentation import flips
-from ahm_transforms.recipes.checks import CheckChannelsd
+from ahm_transforms.recipes.checks import CheckShaped
 from ahm_transforms.spatial import CropBlockd, FixedCropSamplesd, RandCropSamplesd, ResampleToSpacingd
 
 MODALITIES = ("mr", "ct", "image2d")
@@ -80,7 +80,7 @@ def intensity_steps(
     else:
         to_unit = PercentilesToUnitd(keys, *percentiles, channel_wise=modality == "mr")
     picture = modality == "image2d"
-    fits = CheckChannelsd(keys, channels, spatial_dims=spatial_dims, picture=picture)
+    fits = CheckShaped(keys, channels, spatial_dims=spatial_dims, picture=picture)
     return [LoadCased(keys, pictures=picture), EnsureChannelFirstd(keys), fits, to_unit]
 
 

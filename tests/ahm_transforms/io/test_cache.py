@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator
+from threading import Thread, current_thread
 from time import sleep
 from typing import Any
 
@@ -102,3 +104,21 @@ def test_an_error_is_raised_once_no_thread_is_at_work_any_more() -> None:
         BoundedCacheDataset([{"number": number} for number in range(50)], Slow(), num_workers=3, progress=False)
     assert str(caught.value.__cause__) == "damaged"
     assert len(begun) < 10 and sorted(ended) == sorted(set(begun) - {1})
+
+
+def test_an_interrupt_waits_for_what_is_being_read_and_reads_no_more() -> None:
+    """Threads that read on while the process ends would abort it."""
+    readers: list[Thread] = []
+
+    class Interrupting(Transform):
+        def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+            readers.append(current_thread())
+            if len(readers) == 1:
+                signal.raise_signal(signal.SIGINT)
+            sleep(0.5)
+            return data
+
+    with pytest.raises(KeyboardInterrupt):
+        BoundedCacheDataset(CASES, Interrupting(), num_workers=2, progress=False)
+    assert 1 <= len(readers) <= 4
+    assert not any(reader.is_alive() for reader in readers)
