@@ -118,7 +118,11 @@ def test_an_interrupt_waits_for_what_is_being_read_and_reads_no_more() -> None:
             sleep(0.5)
             return data
 
-    with pytest.raises(KeyboardInterrupt):
-        BoundedCacheDataset(CASES, Interrupting(), num_workers=2, progress=False)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of pytest-xdist ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            BoundedCacheDataset(CASES, Interrupting(), num_workers=2, progress=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert 1 <= len(readers) <= 4
     assert not any(reader.is_alive() for reader in readers)
