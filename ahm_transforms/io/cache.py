@@ -71,17 +71,15 @@ class BoundedCacheDataset(CacheDataset):
 
     def _fill_cache(self, indices: Sequence[int] | None = None) -> list[Any]:
         self._least, self._full, self._next_look = self.keep_free * available_memory(), False, 0.0
-        self._error: Exception | None = None
         self._readers: set[Thread] = set()
         try:
             cached = list(takewhile(lambda item: item is not None, super()._fill_cache(indices)))
-        except BaseException:  # Ctrl+C: a process that ends while threads still read aborts
+        except BaseException:  # Ctrl+C as well: a process that ends while other threads still read aborts
             self._full = True
             for reader in tuple(self._readers):
                 reader.join()
             raise
-        if self._error is not None:
-            raise self._error
+        self._readers.clear()  # so that the dataset can be sent to other processes
         if len(cached) < self.cache_num:
             self.cache_num = len(cached)
             logger.warning(
@@ -96,10 +94,4 @@ class BoundedCacheDataset(CacheDataset):
         if not self._full and monotonic() >= self._next_look:
             self._next_look = monotonic() + SECONDS
             self._full = available_memory() < self._least
-        if self._full or self._error is not None:
-            return None
-        try:
-            return super()._load_cache_item(idx)
-        except Exception as error:  # raised here, it would end the process while other threads still read, which aborts
-            self._error = error
-            return None
+        return None if self._full else super()._load_cache_item(idx)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import signal
 from collections.abc import Iterator
 from threading import Thread, current_thread
@@ -86,6 +87,13 @@ def test_says_nothing_where_all_that_was_asked_for_fits(memory: list[int], caplo
 def test_share_that_is_none(given: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=rf"{next(iter(given))}: expected a share in \[0, 1\]"):
         BoundedCacheDataset(CASES, chain(), **given)
+
+
+def test_can_be_sent_to_the_processes_of_a_loader() -> None:
+    dataset = BoundedCacheDataset(CASES, ScaleIntensityRanged("image", 0, 100, 0, 1), num_workers=2, progress=False)
+    received = pickle.loads(pickle.dumps(dataset))
+    assert received.cache_num == 10
+    assert torch.equal(received[3]["image"], dataset[3]["image"])
 
 
 def test_an_error_is_raised_once_no_thread_is_at_work_any_more() -> None:
