@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from ahm_engines.options import did_you_mean, unknown_entries
 from ahm_engines.study.settings import COMMON, Arm, Study
-from ahm_engines.study.splits import Splits
+from ahm_engines.study.splits import Choice, Splits
 from ahm_transforms.io.json_file import read_json
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "check_options",
     "draws_of",
     "finetuning_cells",
+    "labels_of",
     "make_job",
     "pretrained_by",
     "pretraining_cells",
@@ -139,6 +140,13 @@ def pretraining_of(study: Plan, cell: Cell) -> Cell | None:
     return Cell("pretrain", pretrained_by(study, cell.arm), cell.seed)
 
 
+def labels_of(study: Study, cell: Cell) -> Choice | None:
+    """Which choice of labelled patients a cell trains on; ``None`` for a pretraining."""
+    if cell.fraction is None:
+        return None
+    return cell.fraction, cell.seed, cell.draw if study.draw_labels else 0
+
+
 def make_job(
     cell: Cell,
     study: Study,
@@ -164,7 +172,8 @@ def make_job(
     """
     arm = study.arms[cell.arm]
     pretraining = cell.stage == "pretrain"
-    datalist = splits.pretrain[cell.seed] if cell.fraction is None else splits.finetune[cell.fraction, cell.seed]
+    labels = labels_of(study, cell)
+    datalist = splits.pretrain[cell.seed] if labels is None else splits.finetune[labels]
     own = {**study.pretrain, **(arm.pretrain or {})} if pretraining else _finetuning(study, arm)
     common = {key: study.data[key] for key in COMMON if key in study.data}
     if pretraining and "skip_bad" in study.data:

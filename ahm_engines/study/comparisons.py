@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
-from ahm_engines.study.finished import Curve, Finished
+from ahm_engines.study.finished import FINETUNE, Curve, Finished
 from ahm_engines.study.quantities import quantity
 from ahm_engines.study.statistics import (
     TARGET_SHARE,
@@ -59,12 +60,25 @@ def compare(study: Finished, metric: str, arm: str, reference: str, fraction: fl
 
     Where an arm has found nothing in some case, its mean distance is one over other cases: that seed does not count.
     """
+    study = _with_same_labels(study, arm, reference, fraction)
     ours, theirs = (_comparable(study, metric, name, fraction) for name in (arm, reference))
     differences = {seed: ours[seed] - theirs[seed] for seed in sorted(ours) if seed in theirs}
     interval = paired_bootstrap(list(differences.values()))
     alone = {arm: sorted(set(ours) - set(theirs)), reference: sorted(set(theirs) - set(ours))}
     unmatched = {name: seeds for name, seeds in alone.items() if seeds}
     return Comparison(metric, arm, reference, fraction, differences, interval, judge(interval), unmatched)
+
+
+def _with_same_labels(study: Finished, arm: str, reference: str, fraction: float) -> Finished:
+    """Without finetunings of a seed whose labelled patients only one of two arms has trained on so far."""
+    if not study.draw_labels:
+        return study
+    ours, theirs = ({row.cell for row in study.done(FINETUNE, name, fraction)} for name in (arm, reference))
+    alone = [cell for cell in ours if replace(cell, arm=reference) not in theirs]
+    alone += [cell for cell in theirs if replace(cell, arm=arm) not in ours]
+    paired = {cell.seed for cell in ours} & {cell.seed for cell in theirs}
+    dropped = {cell for cell in alone if cell.seed in paired}
+    return replace(study, rows={cell: row for cell, row in study.rows.items() if cell not in dropped})
 
 
 def _comparable(study: Finished, metric: str, arm: str, fraction: float) -> dict[int, float]:
@@ -89,6 +103,8 @@ def targets(study: Finished, fraction: float, scratch: str | None) -> dict[int, 
 def race(study: Finished, arm: str, fraction: float) -> Race:
     """Count the steps of an arm until the target of its seed."""
     scratch = study.scratch_of(arm)
+    if scratch:
+        study = _with_same_labels(study, arm, scratch, fraction)
     goals = targets(study, fraction, scratch)
     steps = _steps(study.finished_curves(arm, fraction), goals)
     base = _steps(study.finished_curves(scratch, fraction), goals) if scratch else {}

@@ -52,6 +52,7 @@ class Finished:
     arms: Mapping[str, Arm]
     seeds: Mapping[float, tuple[int, ...]]
     draws: int = 1
+    draw_labels: bool = False
     rows: Mapping[Cell, Row] = field(default_factory=dict)
     curves: Mapping[Cell, Curve] = field(default_factory=dict)
     ignored: int = 0
@@ -100,14 +101,14 @@ class Finished:
 
     def values(self, metric: str, arm: str, fraction: float) -> dict[int, float]:
         """Seed to metric, the mean of the finished draws; seeds where it is undefined in one of them are left out."""
-        found = {seed: fmean(values) for seed, values in self.drawn(metric, arm, fraction).items()}
+        found = {seed: fmean(drawn.values()) for seed, drawn in self.drawn(metric, arm, fraction).items()}
         return {seed: value for seed, value in found.items() if math.isfinite(value)}
 
-    def drawn(self, metric: str, arm: str, fraction: float) -> dict[int, list[float]]:
-        """Seed to metric of each finished draw; NaN where it is undefined."""
-        found: dict[int, list[float]] = {}
+    def drawn(self, metric: str, arm: str, fraction: float) -> dict[int, dict[int, float]]:
+        """Seed to the metric of each finished draw; NaN where it is undefined."""
+        found: dict[int, dict[int, float]] = {}
         for row in self.done(FINETUNE, arm, fraction):
-            found.setdefault(row.cell.seed, []).append(row.number(metric))
+            found.setdefault(row.cell.seed, {})[row.cell.draw] = row.number(metric)
         return found
 
     def finished_curves(self, arm: str, fraction: float) -> dict[int, Curve]:
@@ -171,7 +172,8 @@ def _finished(folder: Path, settings: Mapping[str, Any]) -> Finished:
         metrics=tuple(settings["metrics"]),
         arms={name: Arm(**arm) for name, arm in settings["arms"].items()},
         seeds={float(fraction): tuple(seeds) for fraction, seeds in settings["seeds"].items()},
-        draws=settings.get("draws", 1),  # absent where it was written before there were several
+        draws=settings.get("draws", 1),  # absent, as the next, where it was written before there were several
+        draw_labels=settings.get("draw_labels", False),
     )
 
 

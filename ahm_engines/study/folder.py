@@ -16,7 +16,7 @@ from ahm_engines.study.settings import Study
 
 __all__ = ["alone_in", "check_same_study", "make_room", "remove_models"]
 
-GROWING = {"arms", "seeds", "draws"}  # of these, a study that goes on may have more
+GROWING = {"arms", "seeds", "draws", "draw_labels"}  # of these, a study that goes on may have more
 HASH = "config_hash.txt"
 
 

@@ -161,7 +161,11 @@ def _results(study: Finished, comparisons: Sequence[Comparison], pictures: dict[
     drawn = any(draws_of(study, name) > 1 for name in study.arms)
     blocks: list[Block] = [
         Heading(f"{shown.heading} on the {study.evaluate_on} patients"),
-        Paragraph("Mean ± standard deviation over the seeds." + " A seed's draws count as their mean." * drawn),
+        Paragraph(
+            "Mean ± standard deviation over the seeds."
+            + " A seed's draws count as their mean." * drawn
+            + " Each draw has other labelled patients, the same for all arms." * study.draw_labels
+        ),
         key_table(study),
         *_bullets(headroom(study)),
         *_picture(pictures, "label_fractions"),

@@ -21,6 +21,7 @@ from ahm_engines.study.cells import (
     Cell,
     Job,
     check_options,
+    labels_of,
     make_job,
     pretrained_by,
     pretraining_of,
@@ -244,10 +245,10 @@ class StudyRun:
             remove_models(job.folder / "models", keep_best=self.keep_models or job.cell.stage == "pretrain")
 
     def _record(self, cell: Cell, values: dict[str, Any]) -> None:
-        key = (cell.fraction, cell.seed)
+        labels = labels_of(self.study, cell)
         values |= {
             "evaluated_on": self.study.evaluate_on if cell.stage == "finetune" else "validation",
-            "labelled_patients": None if cell.fraction is None else self.splits.patients[key],  # type: ignore[index]
+            "labelled_patients": None if labels is None else self.splits.patients[labels],
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             **{name: _version(package) for name, package in PACKAGES.items()},
         }

@@ -103,6 +103,7 @@ def caveats(study: Finished, comparisons: Sequence[Comparison]) -> list[str]:
     """Say how far the intervals can be trusted, and how many were made."""
     once = any(draws_of(study, one.reference) == 1 for one in comparisons if one.interval.count)
     made = sum(comparison.verdict is not Verdict.NO_INTERVAL for comparison in comparisons)
+    choices = "several choices" if study.draw_labels else "a choice"
     return [
         f"Shown means: at least {ENOUGH_SEEDS} paired seeds, a 95 % interval that excludes zero, and p < {ALPHA} in a "
         "paired t-test. An interval that excludes zero without these is a hint and no more: three seeds have the same "
@@ -112,25 +113,27 @@ def caveats(study: Finished, comparisons: Sequence[Comparison]) -> list[str]:
         f"{count(made, 'interval')} were computed and none is corrected for it: even if every one were as good as it "
         f"says, about {0.05 * made:.1f} of them would exclude zero by chance alone. "
         "Choosing the best arm after looking makes it worse.",
-        "A seed is a split of the patients, a choice of labelled ones, a pretraining and its finetunings. Splits share "
-        "patients, so seeds are not independent: the intervals speak of this data set, not of another one.",
+        f"A seed is a split of the patients, {choices} of labelled ones, a pretraining and its finetunings. Splits "
+        "share patients, so seeds are not independent: the intervals speak of this data set, not of another one.",
         "All arms of a seed are compared with the same finetunings of a reference: where those were lucky, all are "
         "behind at once, and their number proves nothing."
-        + " Several of each (--set draws=3) are averaged and leave less to luck."
-        * once,
+        + " Several of each (--set draws=3; with --set draw_labels=true, of other labelled patients too) are averaged "
+        "and leave less to luck." * once,
     ]
 
 
 def luck(study: Finished) -> list[str]:
     """How far the draws of one seed lie apart, fraction by fraction; nothing where each has one."""
     shown, lines = quantity(study.key_metric), []
+    labels = " and its labelled patients" * study.draw_labels
     for fraction in study.seeds:
-        groups = [group for arm in study.arms for group in study.drawn(study.key_metric, arm, fraction).values()]
+        seeds = [seed for arm in study.arms for seed in study.drawn(study.key_metric, arm, fraction).values()]
+        groups = [[*drawn.values()] for drawn in seeds]
         spreads = [(sd, len(group) - 1) for group in groups if math.isfinite(sd := mean_and_sd(group)[1])]
         if spreads:
             pooled = math.sqrt(sum(sd**2 * freedom for sd, freedom in spreads) / sum(freedom for _, freedom in spreads))
             lines.append(
-                f"{share(fraction)}: finetunings that differ by their draw alone have a standard deviation of "
+                f"{share(fraction)}: finetunings that differ by their draw{labels} alone have a standard deviation of "
                 f"{shown.number(pooled)} {shown.unit}".strip()
                 + f" ({count(len(spreads), 'group')} of draws)."
             )

@@ -78,8 +78,9 @@ class Study:
         arms: by name, in the order of the tables.
         seeds: by label fraction, ascending. A seed is one split of the patients, one choice of those with labels, one
             pretraining and ``draws`` finetunings.
-        draws: finetunings of each pretraining, with the same patients and other draws of what chance decides (new
-            weights, order and cuts of images). They are averaged, so that less of a difference is luck.
+        draws: finetunings of each pretraining, with other draws of what chance decides (new weights, order and cuts of
+            images). They are averaged, so that less of a difference is luck.
+        draw_labels: whether other patients have the labels in each of these draws, the same for all arms.
         pretrain: options of all pretraining runs.
         finetune: options of all finetuning runs.
         val_fraction: share of the patients for validation.
@@ -96,6 +97,7 @@ class Study:
     arms: dict[str, Arm]
     seeds: dict[float, list[int]]
     draws: int = 1
+    draw_labels: bool = False
     pretrain: dict[str, Any] = field(default_factory=dict)
     finetune: dict[str, Any] = field(default_factory=dict)
     val_fraction: float = 0.2
@@ -123,6 +125,8 @@ class Study:
         if list(self.seeds) != sorted(set(self.seeds)) or not all(0 < fraction <= 1 for fraction in self.seeds):
             raise ValueError(f"seeds: expected ascending label fractions in (0, 1], got {list(self.seeds)}.")
         _expect_draws("draws", self.draws)
+        if not isinstance(self.draw_labels, bool):
+            raise ValueError(f"draw_labels: expected true or false, got {self.draw_labels!r}.")
         if "key_metric" in self.finetune:
             expect_choice("finetune.key_metric", self.key_metric, self.metrics)
         for name, arm in self.arms.items():
@@ -138,6 +142,11 @@ class Study:
             raise ValueError(f"arms.{name}.title: expected a text, got {arm.title!r}.")
         if arm.draws is not None:
             _expect_draws(f"arms.{name}.draws", arm.draws)
+            if self.draw_labels and arm.draws != self.draws:
+                raise ValueError(
+                    f"arms.{name}.draws: expected {self.draws} as for all arms, since draw_labels gives each draw "
+                    f"labelled patients of its own, got {arm.draws}."
+                )
         if "key_metric" in arm.finetune:
             raise ValueError(f"arm {name!r}: key_metric is the same for all arms; give it under finetune.")
         others = [*arm.compare_with, *filter(None, (arm.equal_time, arm.pretrained_by))]

@@ -16,9 +16,12 @@ from ahm_engines.study.settings import LABELS, Study
 from ahm_transforms.io import Case, Cases, Split, load_cases, load_classification_cases, load_segmentation_cases
 from ahm_transforms.io.split import choose_patients, split_by_patient
 
-__all__ = ["Splits", "make_splits"]
+__all__ = ["Choice", "Splits", "make_splits"]
 
 logger = logging.getLogger(__name__)
+
+
+Choice = tuple[float, int, int]  # label fraction, seed, and which of its choices of labelled patients
 
 
 @dataclass(frozen=True)
@@ -27,13 +30,13 @@ class Splits:
 
     Attributes:
         pretrain: datalist by seed: images of all but the validation and test patients to train on.
-        finetune: datalist by label fraction and seed, the same for all arms.
-        patients: labelled training patients by label fraction and seed.
+        finetune: datalist by label fraction, seed and choice of labelled patients, the same for all arms.
+        patients: labelled training patients of each of these.
     """
 
     pretrain: dict[int, Path]
-    finetune: dict[tuple[float, int], Path]
-    patients: dict[tuple[float, int], int]
+    finetune: dict[Choice, Path]
+    patients: dict[Choice, int]
 
 
 def make_splits(study: Study, folder: Path, *, cache_dir: Path | None = None) -> Splits:
@@ -58,18 +61,20 @@ def make_splits(study: Study, folder: Path, *, cache_dir: Path | None = None) ->
     parts = {seed: _divide(study, labelled, seed) for seed in study.all_seeds}
     by = _stratify(study)
     chosen = {
-        (fraction, seed): choose_patients(parts[seed].training, fraction, seed=seed, stratify=by)
+        (fraction, seed, choice): choose_patients(parts[seed].training, fraction, seed=seed, stratify=by, choice=choice)
         for fraction, seeds in study.seeds.items()
         for seed in seeds
+        for choice in range(study.draws if study.draw_labels else 1)
     }
     _check_fractions(study, parts)
     _check_classes(study, labelled, chosen, parts)
     pretrain = {seed: _write(folder / f"seed{seed}_pretrain.json", _unlabelled(images, parts[seed])) for seed in parts}
     finetune = {
-        (fraction, seed): _write(
-            folder / f"seed{seed}_labels{fraction:g}.json", _lists(cases, parts[seed].validation, parts[seed].test)
+        (fraction, seed, choice): _write(
+            folder / f"seed{seed}_labels{fraction:g}{f'_draw{choice}' if choice else ''}.json",
+            _lists(cases, parts[seed].validation, parts[seed].test),
         )
-        for (fraction, seed), cases in chosen.items()
+        for (fraction, seed, choice), cases in chosen.items()
     }
     return Splits(pretrain, finetune, {key: len(_patients(cases)) for key, cases in chosen.items()})
 
@@ -149,12 +154,14 @@ def _check_fractions(study: Study, parts: dict[int, Split]) -> None:
             )
 
 
-def _check_classes(
-    study: Study, cases: Cases, chosen: dict[tuple[float, int], list[Case]], parts: dict[int, Split]
-) -> None:
+def _check_classes(study: Study, cases: Cases, chosen: dict[Choice, list[Case]], parts: dict[int, Split]) -> None:
     """Every class among the labelled patients, or no training makes sense; among the others a warning is enough."""
     lacking = {key: _absent(cases, some) for key, some in chosen.items()}
-    lines = [f"fraction {fraction:g}, seed {seed}: {names}" for (fraction, seed), names in lacking.items() if names]
+    lines = [
+        f"fraction {fraction:g}, seed {seed}{f', draw {choice}' if choice else ''}: {names}"
+        for (fraction, seed, choice), names in lacking.items()
+        if names
+    ]
     if lines:
         raise ValueError(
             f"{study.name}: some classes are absent from the labelled patients of: {'; '.join(lines)}. "

@@ -122,11 +122,12 @@ def keep_usable(split: Split, usable: Sequence[Case]) -> Split:
 
 
 def choose_patients(
-    cases: Sequence[Case], fraction: float, *, seed: int = 0, stratify: str | None = None
+    cases: Sequence[Case], fraction: float, *, seed: int = 0, stratify: str | None = None, choice: int = 0
 ) -> list[Case]:
     """Return the cases of ``max(1, round(fraction * n))`` of the n patients; blocks of one scan count as patients.
 
-    With the same seed, a smaller fraction chooses among the patients that a larger one chooses.
+    With the same seed, a smaller fraction chooses among the patients that a larger one chooses. Further choices of one
+    seed and fraction take the patients in turn: none is chosen again before all have been.
 
     Raises:
         ValueError: ``fraction`` outside (0, 1].
@@ -136,7 +137,8 @@ def choose_patients(
     ordered = sorted(cases, key=lambda case: case["case_id"])
     units = [{**case, "patient_id": case["case_id"]} if "block" in case else case for case in ordered]
     patients = _shuffled(units, seed, stratify)
-    chosen = set(patients[: max(1, round(fraction * len(patients)))])
+    count = max(1, round(fraction * len(patients)))
+    chosen = {patients[(choice * count + place) % len(patients)] for place in range(count)}
     return [case for case, unit in zip(ordered, units, strict=True) if unit["patient_id"] in chosen]
 
 

@@ -129,6 +129,21 @@ def test_a_further_draw_is_another_seed_of_the_finetuning(images: Path, tmp_path
     assert (alone.config_hash, alone.folder) == (jobs[0].config_hash, jobs[0].folder)
 
 
+def test_each_draw_has_labelled_patients_of_its_own_where_labels_are_drawn_too(images: Path, tmp_path: Path) -> None:
+    changes = {"arms": ["scratch", "random"], "seeds": {"0.5": [3]}, "draws": 3, "draw_labels": True}
+    cells = [Cell("finetune", "random", 3, 0.5, draw) for draw in range(3)]
+    jobs = [job_of(cell, images, tmp_path, changes) for cell in cells]
+    lists = [json.loads(Path(job.options["datalist"]).read_text(encoding="utf-8")) for job in jobs]
+    first, second, third = ({entry["patient_id"] for entry in each["training"]} for each in lists)
+    assert first and not first & second and third & (first | second)  # the two halves, and from the beginning
+    assert lists[0]["test"] == lists[1]["test"] and lists[0]["validation"] == lists[1]["validation"]
+    assert len({job.options["pretrained"] for job in jobs}) == 1
+    beside = job_of(replace(cells[1], arm="scratch"), images, tmp_path, changes)
+    assert beside.options["datalist"] == jobs[1].options["datalist"]
+    alone = job_of(cells[0], images, tmp_path, {**changes, "draws": 1, "draw_labels": False})
+    assert (alone.config_hash, alone.folder) == (jobs[0].config_hash, jobs[0].folder)
+
+
 def test_an_arm_has_the_draws_of_the_study_or_its_own() -> None:
     arms = {"scratch": {"draws": 3}, "random": {}}
     study = read_study(changes={"data.dataset_dir": "x", "data.classes": ["a"], "arms": arms, "seeds": {"1.0": [3]}})
