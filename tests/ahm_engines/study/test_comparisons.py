@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,29 @@ def test_only_seeds_that_both_arms_have_count_and_the_others_are_named(tmp_path:
     assert found.differences == {0: pytest.approx(0.2), 1: pytest.approx(0.1)}
     assert found.interval.mean == pytest.approx(0.15) and found.interval.count == 2
     assert found.unmatched == {"a3c": [2], "random": [3, 4]}
+
+
+def test_draws_of_other_labels_are_paired_draw_by_draw(tmp_path: Path) -> None:
+    """The second patient is the harder one, and one arm has not come to it in seed 1."""
+    rows = [finetuned("a3c", seed, dice, draw=draw) for seed in (0, 1) for draw, dice in enumerate((0.7, 0.3))]
+    rows += [finetuned("random", 0, dice, draw=draw) for draw, dice in enumerate((0.6, 0.2))]
+    rows += [finetuned("random", 1, 0.6), finetuned("scratch", 2, 0.5)]
+    write_settings(tmp_path, seeds={"0.25": [0, 1, 2]}, draws=2, draw_labels=True)
+    write_results(tmp_path, rows)
+    study = read_finished(tmp_path)
+    assert compare(study, "dice", "a3c", "random", 0.25).differences == pytest.approx({0: 0.1, 1: 0.1})
+    assert compare(study, "dice", "a3c", "scratch", 0.25).unmatched == {"a3c": [0, 1], "scratch": [2]}
+    same = replace(study, draw_labels=False)
+    assert compare(same, "dice", "a3c", "random", 0.25).differences == pytest.approx({0: 0.1, 1: -0.1})
+
+
+def test_a_race_is_run_with_the_same_labels(tmp_path: Path) -> None:
+    slow, fast = ({10 * step: min(step / late, 1.0) for step in range(1, 41)} for late in (30, 10))
+    curves = {(arm, 0.25, 0, 0): fast for arm in ("scratch", "a3c")} | {("a3c", 0.25, 0, 1): slow}
+    write_settings(tmp_path, seeds={"0.25": [0]}, draws=2, draw_labels=True)
+    write_results(tmp_path, [finetuned(arm, seed, 0.5, draw=draw) for arm, _, seed, draw in curves])
+    write_curves(tmp_path, curves)
+    assert race(read_finished(tmp_path), "a3c", 0.25).against_scratch.ratio == 1
 
 
 def test_pairing_finds_a_small_gain_below_a_large_spread_between_seeds(tmp_path: Path) -> None:

@@ -281,6 +281,11 @@ def test_a_classification_may_be_about_another_of_its_metrics() -> None:
             ({"arms": {"scratch": {"draws": draws}}}, "arms.scratch.draws: expected a whole number")
             for draws in (0, 0.5, True, 10**6)
         ),
+        ({"draw_labels": "yes"}, "draw_labels: expected true or false, got 'yes'"),
+        (
+            {"draw_labels": True, "draws": 3, "arms": {"scratch": {"draws": 5}}},
+            "arms.scratch.draws: expected 3 as for all arms, since draw_labels gives each draw .*, got 5",
+        ),
         ({"data__classes": "a"}, "data.classes: expected a list of names, got 'a'"),
         ({"data__classes": []}, "data.classes: expected a list"),
         ({"data__dataset_dir": None}, "data: expected a dataset_dir or a datalist"),

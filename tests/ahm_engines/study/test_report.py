@@ -67,6 +67,16 @@ def test_the_report_says_what_luck_does_to_one_finetuning(tmp_path: Path) -> Non
     assert "leave less to luck" not in text  # scratch, the reference of both, has several
 
 
+def test_the_report_says_that_draws_have_other_labelled_patients(tmp_path: Path) -> None:
+    write_settings(tmp_path, seeds={"0.25": [0, 1]}, draws=2, draw_labels=True)
+    rows = [finetuned("scratch", seed, 0.5 + 0.02 * draw, draw=draw) for seed in (0, 1) for draw in (0, 1)]
+    write_results(tmp_path, rows)
+    text = text_of(tmp_path)
+    assert "Each draw has other labelled patients, the same for all arms." in text
+    assert "differ by their draw and its labelled patients alone have a standard deviation of 1.4 points" in text
+    assert "several choices of labelled ones" in text
+
+
 def test_the_report_says_how_small_a_difference_so_many_seeds_show(tmp_path: Path) -> None:
     rows = [finetuned("scratch", seed, 0.5) for seed in range(5)]
     rows += [finetuned("random", seed, 0.5 + 0.01 * (seed - 2)) for seed in range(5)]

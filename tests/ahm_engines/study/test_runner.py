@@ -318,6 +318,20 @@ def test_arms_fractions_and_seeds_may_come_later(images: Path, tmp_path: Path, f
     assert json.loads((tmp_path / "study/study.json").read_text())["seeds"] == {"0.5": [0], "1.0": [0, 1]}
 
 
+def test_draws_of_other_labels_may_come_later_but_not_in_place_of_the_same(
+    images: Path, tmp_path: Path, fake: FakeRuns
+) -> None:
+    few = {"arms": ["scratch"], "seeds": {"0.5": 1}}
+    run(study_of(images, few), tmp_path)
+    assert run(study_of(images, {**few, "draws": 2, "draw_labels": True}), tmp_path).finished == 2
+    assert len(fake.begun()) == 2
+    results = tmp_path / "study/results.csv"
+    before = results.read_bytes()
+    with pytest.raises(ValueError, match="seed 0, draw 1 was run with other settings, patients or another pretraining"):
+        run(study_of(images, {**few, "draws": 2}), tmp_path)
+    assert results.read_bytes() == before and len(fake.begun()) == 2
+
+
 SHARING = {
     "scratch": {},
     "random_encoder": {"like": "random", "pretrained_by": "random", "finetune": {"pretrained_part": "encoder"}},

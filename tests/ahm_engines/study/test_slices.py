@@ -47,7 +47,7 @@ def test_slices_are_the_cases_and_patients_stay_together(volumes: Path) -> None:
     assert given.data["slices"] and "slices" not in sliced.data
     assert (sliced.data["modality"], sliced.data["spatial_dims"]) == ("image2d", 2)
     splits = make_splits(sliced, volumes / "study/splits")
-    assert splits.patients == {(1.0, 0): 3, (1.0, 1): 3}
+    assert splits.patients == {(1.0, 0, 0): 3, (1.0, 1, 0): 3}
     for path in splits.finetune.values():
         parts = json.loads(path.read_text())
         assert [len(parts[part]) for part in ("training", "validation", "test")] == [24, 8, 8]  # 4 slices a scan

@@ -34,6 +34,9 @@ def write_classes(folder: Path, counts: Mapping[str, int]) -> Path:
     return folder
 
 
+SEVERAL = {"data.patient_pattern": r"^([pq]\d+)", "seeds": {"0.34": 3, "0.67": 2, "1.0": 3}}
+
+
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten patients with two labelled scans each; of every one and of three more a scan without a label."""
@@ -44,15 +47,14 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def splits(several: Path, tmp_path_factory: pytest.TempPathFactory) -> Splits:
-    changes = {"data.patient_pattern": r"^([pq]\d+)", "seeds": {"0.34": 3, "0.67": 2, "1.0": 3}}
-    return splits_of(several, tmp_path_factory.mktemp("splits"), changes)
+    return splits_of(several, tmp_path_factory.mktemp("splits"), SEVERAL)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_held_out_patients_are_neither_pretrained_nor_trained_on(splits: Splits, seed: int) -> None:
     """Not with a second scan, and not with one that has no label."""
     for fraction in (0.34, 1.0):
-        path = splits.finetune[fraction, seed]
+        path = splits.finetune[fraction, seed, 0]
         parts = [patients_of(path, part) for part in ("training", "validation", "test")]
         assert [len(part) for part in parts[1:]] == [2, 2]
         assert len(set().union(*parts)) == sum(map(len, parts))
@@ -62,7 +64,7 @@ def test_held_out_patients_are_neither_pretrained_nor_trained_on(splits: Splits,
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_pretraining_takes_all_other_images_and_the_same_validation_patients(splits: Splits, seed: int) -> None:
     lists = json.loads(splits.pretrain[seed].read_text())
-    finetuning = splits.finetune[1.0, seed]
+    finetuning = splits.finetune[1.0, seed, 0]
     held = patients_of(finetuning, "validation", "test")
     expected = {f"{patient}_{scan}" for patient in TEN for scan in "abc" if patient not in held}
     assert {Path(entry["image"]).stem for entry in lists["training"]} == expected | {"q0_c", "q1_c", "q2_c"}
@@ -72,25 +74,39 @@ def test_pretraining_takes_all_other_images_and_the_same_validation_patients(spl
 
 def test_smaller_fractions_lie_within_larger_ones_and_the_held_out_are_the_same(splits: Splits) -> None:
     for seed in (0, 1):
-        small, middle, all_of_them = (patients_of(splits.finetune[f, seed], "training") for f in (0.34, 0.67, 1.0))
+        small, middle, all_of_them = (patients_of(splits.finetune[f, seed, 0], "training") for f in (0.34, 0.67, 1.0))
         assert small < middle < all_of_them
-        held = [patients_of(splits.finetune[f, seed], "validation", "test") for f in (0.34, 0.67, 1.0)]
+        held = [patients_of(splits.finetune[f, seed, 0], "validation", "test") for f in (0.34, 0.67, 1.0)]
         assert held[0] == held[1] == held[2]
 
 
 def test_labelled_patients_are_counted_as_patients(splits: Splits) -> None:
-    for (fraction, seed), count in splits.patients.items():
-        assert count == len(patients_of(splits.finetune[fraction, seed], "training")) == round(6 * fraction)
-    assert sorted(splits.patients) == [
-        (0.34, 0),
-        (0.34, 1),
-        (0.34, 2),
-        (0.67, 0),
-        (0.67, 1),
-        (1.0, 0),
-        (1.0, 1),
-        (1.0, 2),
-    ]
+    for (fraction, seed, choice), count in splits.patients.items():
+        assert count == len(patients_of(splits.finetune[fraction, seed, choice], "training")) == round(6 * fraction)
+    seeds = [(0.34, 0), (0.34, 1), (0.34, 2), (0.67, 0), (0.67, 1), (1.0, 0), (1.0, 1), (1.0, 2)]
+    assert sorted(splits.patients) == [(*seed, 0) for seed in seeds]
+
+
+def test_where_labels_are_drawn_each_draw_has_its_turn_and_the_first_is_as_without(
+    several: Path, splits: Splits, tmp_path: Path
+) -> None:
+    drawn = splits_of(several, tmp_path, {**SEVERAL, "draws": 3, "draw_labels": True})
+    assert sorted(drawn.patients) == [(*key[:2], draw) for key in sorted(splits.patients) for draw in range(3)]
+    for fraction, seed, draw in drawn.finetune:
+        path, before = drawn.finetune[fraction, seed, draw], splits.finetune[fraction, seed, 0]
+        assert (path.read_text() == before.read_text()) == (draw == 0 or fraction == 1)
+        assert patients_of(path, "validation", "test") == patients_of(before, "validation", "test")
+    for seed in range(3):  # two of six each: all of them
+        thirds = [patients_of(drawn.finetune[0.34, seed, draw], "training") for draw in range(3)]
+        assert set.union(*thirds) == patients_of(drawn.finetune[1.0, seed, 0], "training")
+        assert [len(third) for third in thirds] == [2, 2, 2]
+
+
+def test_a_class_that_a_later_draw_lacks_is_refused(tmp_path: Path) -> None:
+    images = write_classes(tmp_path / "images", {"dark": 2, "bright": 10})
+    changes = {**CLASSES, "seeds": {"0.5": 5}, "draws": 6, "draw_labels": True, "data.classes": ["dark", "bright"]}
+    with pytest.raises(ValueError, match=r"absent from the labelled patients of: .*seed \d, draw \d: \['dark'\]"):
+        splits_of(images, tmp_path / "splits", changes)
 
 
 def test_what_counts_as_a_patient_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -103,7 +119,7 @@ def test_what_counts_as_a_patient_is_told(tmp_path: Path, caplog: pytest.LogCapt
 
 
 def test_seeds_divide_the_patients_differently(splits: Splits) -> None:
-    held = [patients_of(splits.finetune[1.0, seed], "test") for seed in range(3)]
+    held = [patients_of(splits.finetune[1.0, seed, 0], "test") for seed in range(3)]
     assert len({frozenset(patients) for patients in held}) > 1
 
 
@@ -122,7 +138,7 @@ def test_label_maps_among_the_images_are_not_pretrained_on(tmp_path: Path) -> No
     (tmp_path / "labels").rename(tmp_path / "images" / "truth")
     splits = splits_of(tmp_path / "images", tmp_path / "splits", {"data.labels_dir": str(tmp_path / "images/truth")})
     assert patients_of(splits.pretrain[0]) <= set(TEN)
-    assert patients_of(splits.finetune[1.0, 0]) == set(TEN)
+    assert patients_of(splits.finetune[1.0, 0, 0]) == set(TEN)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +157,7 @@ def test_fractions_that_make_no_difference_are_refused(tmp_path: Path, seeds: An
 
 def test_fractions_may_choose_equally_many_for_different_seeds(tmp_path: Path) -> None:
     splits = splits_of(blobs(tmp_path), tmp_path / "splits", {"seeds": {"0.95": [0], "1.0": [1]}})
-    assert splits.patients == {(0.95, 0): 6, (1.0, 1): 6}
+    assert splits.patients == {(0.95, 0, 0): 6, (1.0, 1, 0): 6}
 
 
 @pytest.mark.parametrize("patients", [1, 2])
@@ -153,7 +169,7 @@ def test_too_few_patients_are_refused(tmp_path: Path, patients: int) -> None:
 
 def test_three_patients_suffice(tmp_path: Path) -> None:
     splits = splits_of(blobs(tmp_path, 3), tmp_path / "splits")
-    lists = json.loads(splits.finetune[1.0, 0].read_text())
+    lists = json.loads(splits.finetune[1.0, 0, 0].read_text())
     assert {part: len(entries) for part, entries in lists.items()} == {"training": 1, "validation": 1, "test": 1}
 
 
@@ -199,7 +215,7 @@ def test_lists_of_ones_own_are_kept_for_every_seed(tmp_path: Path) -> None:
     for path in splits.finetune.values():
         assert patients_of(path, "test") == set(TEN[8:]) and patients_of(path, "validation") == set(TEN[6:8])
         assert patients_of(path, "training") <= set(TEN[:6])
-    assert len({frozenset(patients_of(splits.finetune[0.5, seed], "training")) for seed in range(4)}) > 1
+    assert len({frozenset(patients_of(splits.finetune[0.5, seed, 0], "training")) for seed in range(4)}) > 1
     for path in splits.pretrain.values():
         assert patients_of(path, "training") == set(TEN[:6]) and patients_of(path, "validation") == set(TEN[6:8])
 
@@ -208,7 +224,7 @@ def test_a_test_list_alone_leaves_validation_to_be_drawn(tmp_path: Path) -> None
     images = blobs(tmp_path)
     lists = own_lists(tmp_path, training=entries(*TEN[:8]), test=entries(*TEN[8:]))
     splits = splits_of(images, tmp_path / "splits", {**lists, "seeds": {"1.0": 4}})
-    drawn = {frozenset(patients_of(splits.finetune[1.0, seed], "validation")) for seed in range(4)}
+    drawn = {frozenset(patients_of(splits.finetune[1.0, seed, 0], "validation")) for seed in range(4)}
     assert len(drawn) > 1 and not set().union(*drawn) & set(TEN[8:])
 
 
@@ -270,7 +286,7 @@ def test_datalists_name_the_class_of_an_image(tmp_path: Path, classes: list[str]
     images = write_classes(tmp_path / "images", dict.fromkeys(classes, 5))
     changes = {"task": "classification", "data.classes": classes, "data.class_pattern": r"^(\w+)/"}
     splits = splits_of(images, tmp_path / "splits", changes)
-    lists = json.loads(splits.finetune[1.0, 0].read_text())
+    lists = json.loads(splits.finetune[1.0, 0, 0].read_text())
     assert all(entry["label"] == Path(entry["image"]).parent.name for part in lists.values() for entry in part)
 
 
@@ -281,7 +297,7 @@ def test_images_without_a_class_serve_for_pretraining_if_bad_ones_are_skipped(tm
     splits = splits_of(images, tmp_path / "splits", {**CLASSES, "data.skip_bad": True})
     unknown = {f"unknown_{number}" for number in range(3)}
     assert unknown <= patients_of(splits.pretrain[0], "training")
-    assert not unknown & patients_of(splits.finetune[1.0, 0])
+    assert not unknown & patients_of(splits.finetune[1.0, 0, 0])
 
 
 def test_label_maps_are_no_images_whichever_way_their_folder_is_spelled(tmp_path: Path) -> None:

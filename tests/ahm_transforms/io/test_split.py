@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections import Counter
 from itertools import combinations, pairwise
 
 import pytest
@@ -117,6 +118,23 @@ def test_smaller_label_fractions_are_parts_of_larger_ones() -> None:
     for wrong in (0, 1.5):
         with pytest.raises(ValueError, match=rf"label_fraction must be in \(0, 1\], got {wrong}"):
             choose_patients(cases, wrong)
+
+
+def test_choices_take_patients_in_turn() -> None:
+    cases = make(10, each=2)
+    chosen = [choose_patients(cases, 0.3, seed=4, choice=choice) for choice in range(11)]
+    assert chosen[0] == choose_patients(cases, 0.3, seed=4) and chosen[10] == chosen[0]
+    counts = Counter(case["case_id"] for choice in chosen[:10] for case in choice)
+    assert len(counts) == 20 and set(counts.values()) == {3}
+    assert not any(case in chosen[1] + chosen[2] for case in chosen[0])
+    assert all(len({case["patient_id"] for case in choice}) == 3 for choice in chosen)
+
+
+def test_choices_keep_the_shares_of_groups() -> None:
+    cases = [case | {"label": "ab"[index % 2]} for index, case in enumerate(make(20, each=1))]
+    for choice in range(5):
+        few = choose_patients(cases, 0.2, stratify="label", choice=choice)
+        assert Counter(case["label"] for case in few) == {"a": 2, "b": 2}
 
 
 def test_blocks_of_one_scan_count_one_by_one() -> None:
