@@ -8,7 +8,7 @@ call with a request and its datastore.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +55,14 @@ class ReconstructionError:
         self.device = torch.device(device)
         self.draws = draws
 
-    def __call__(self, image: str | Path) -> float:
-        """Return the error of one scan.
+    def __call__(self, image: str | Path | Sequence[str]) -> float:
+        """Return the error of one scan; of a DICOM series, ``image`` may be all files.
 
         Raises:
             OSError: it cannot be read.
             ValueError: it has other channels than those of the pretraining.
         """
-        scan = self.preprocessing({"image": str(image)})["image"].as_tensor()[None].to(self.device)
+        scan = self.preprocessing({"image": image})["image"].as_tensor()[None].to(self.device)
         return sum(self._error(scan, seed) for seed in range(self.draws)) / self.draws
 
     @torch.no_grad()

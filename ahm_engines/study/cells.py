@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ahm_engines.options import did_you_mean, unknown_entries
-from ahm_engines.study.settings import COMMON, Arm, Study
+from ahm_engines.study.settings import COMMON, RANDOM, Arm, Study
 from ahm_engines.study.splits import Choice, Splits
 from ahm_transforms.io.json_file import read_json
 
 __all__ = [
     "Cell",
+    "Choosing",
     "Job",
     "check_options",
     "draws_of",
@@ -29,7 +30,7 @@ __all__ = [
     "stages",
 ]
 
-BEST, OPTIONS = "model.pt", "options.json"
+BEST, OPTIONS, DATALIST = "model.pt", "options.json", "datalist.json"
 FINETUNING = {"segmentation": "ahm_segmentation", "classification": "ahm_classification"}
 FURTHER_DRAW = 1_000_000  # added to the seed of a finetuning for each draw before
 LABELLING = ("label_values", "allow_empty_labels")
@@ -72,6 +73,21 @@ class Plan(Protocol):
 
 
 @dataclass(frozen=True)
+class Choosing:
+    """What a finetuning has to find out first: which patients have the labels.
+
+    Attributes:
+        strategy: how its pretraining chooses them, see `Arm`.
+        count: how many.
+        pool: datalist with the labels of all who can be chosen.
+    """
+
+    strategy: str
+    count: int
+    pool: Path
+
+
+@dataclass(frozen=True)
 class Job:
     """A cell ready to run.
 
@@ -82,6 +98,7 @@ class Job:
         bundle: the bundle's folder.
         overlays: names of the bundle's configuration files between ``train.json`` and the options.
         config_hash: of all that decides its numbers; no paths.
+        choosing: how it comes to its datalist, where its pretraining chooses the labelled patients.
     """
 
     cell: Cell
@@ -90,6 +107,7 @@ class Job:
     bundle: Path
     overlays: tuple[str, ...]
     config_hash: str
+    choosing: Choosing | None = None
 
     def config_files(self, *more: str) -> list[str]:
         """Configuration files of the bundle command: train.json, overlays, ``more``, options."""
@@ -174,6 +192,12 @@ def make_job(
     pretraining = cell.stage == "pretrain"
     labels = labels_of(study, cell)
     datalist = splits.pretrain[cell.seed] if labels is None else splits.finetune[labels]
+    patients: Any = _patients(datalist)
+    choosing = None
+    if labels is not None and arm.labels != RANDOM:
+        choosing = Choosing(arm.labels, splits.patients[labels], splits.pool[cell.seed])
+        patients = [choosing.strategy, choosing.count, _patients(choosing.pool)]
+        datalist = folder / cell.folder / DATALIST
     own = {**study.pretrain, **(arm.pretrain or {})} if pretraining else _finetuning(study, arm)
     common = {key: study.data[key] for key in COMMON if key in study.data}
     if pretraining and "skip_bad" in study.data:
@@ -189,9 +213,9 @@ def make_job(
     if (source := pretraining_of(study, cell)) is not None:
         paths["pretrained"] = str(folder / source.folder / "models" / BEST)
     overlays = tuple(arm.overlays) if pretraining else ()
-    config_hash = _hash([cell.stage, options, overlays, _patients(datalist), before])
+    config_hash = _hash([cell.stage, options, overlays, patients, before])
     bundle = _bundle(cell.stage, study, bundles)
-    return Job(cell, folder / cell.folder, options | paths, bundle, overlays, config_hash)
+    return Job(cell, folder / cell.folder, options | paths, bundle, overlays, config_hash, choosing)
 
 
 def check_options(study: Study, bundles: Path) -> None:

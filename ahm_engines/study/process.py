@@ -20,6 +20,7 @@ from ahm_engines.errors import behind_monai
 from ahm_engines.files import write_json
 from ahm_engines.handlers.checkpoint import LAST, load_checkpoint
 from ahm_engines.study.cells import OPTIONS, Job
+from ahm_engines.study.labelling import write_labelled
 
 __all__ = ["OUTCOME", "read_outcome", "run_job"]
 
@@ -69,6 +70,8 @@ def _run(job: Job, threads: int) -> dict[str, Any]:
     import torch  # only here: the environment has to be set before
 
     torch.set_num_threads(threads)
+    if job.choosing is not None:
+        write_labelled(job)
     _bundle("training", job.config_files())
     place = load_checkpoint(job.folder / "models" / LAST)["trainer"]
     outcome = _costs(job.folder) | {"steps": place["iteration"]}  # of the whole training, however often it was resumed

@@ -9,7 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["STUDY_VERSION", "Arm", "Study", "expect_choice", "expect_known", "scratch_like"]
+__all__ = [
+    "LEAST_UNDERSTOOD",
+    "RANDOM",
+    "STUDY_VERSION",
+    "TYPICAL",
+    "Arm",
+    "Study",
+    "expect_choice",
+    "expect_known",
+    "scratch_like",
+]
 
 STUDY_VERSION = 1
 TASKS = ("segmentation", "classification")
@@ -22,6 +32,7 @@ LABELS = {
     "classification": ("class_pattern", "labels_csv"),
 }
 MOST_DRAWS = 1000
+RANDOM, TYPICAL, LEAST_UNDERSTOOD = STRATEGIES = ("random", "most_typical", "least_understood")
 PATTERNS = ("patient_pattern", "class_pattern")
 NETWORK = ("architecture", "architecture_args", "backbone", "backbone_args", "spacing_mm")  # of finetuning
 FINDING = ("dataset_dir", "datalist", "slices", "classes", "patient_pattern", "skip_bad", "unit")
@@ -39,6 +50,8 @@ class Arm:
         pretrained_by: the arm whose pretraining this one shares; they differ only in finetuning.
         equal_time: the arm whose pretraining time this one gets; its epochs follow from the measured times of a step.
         draws: finetunings of each of its pretrainings; ``None`` for those of the study.
+        labels: whose labels it trains on: of ``random`` patients, the same for all such arms, or of as many that its
+            own pretraining chooses as our app for MONAI Label does: ``most_typical`` or ``least_understood``.
         compare_with: the arms to compare it with.
     """
 
@@ -49,6 +62,7 @@ class Arm:
     pretrained_by: str | None = None
     equal_time: str | None = None
     draws: int | None = None
+    labels: str = RANDOM
     compare_with: list[str] = field(default_factory=list)
 
     def finetunes_like(self, other: Arm) -> bool:
@@ -147,6 +161,9 @@ class Study:
                     f"arms.{name}.draws: expected {self.draws} as for all arms, since draw_labels gives each draw "
                     f"labelled patients of its own, got {arm.draws}."
                 )
+        expect_choice(f"arms.{name}.labels", arm.labels, STRATEGIES)
+        if arm.labels != RANDOM and arm.pretrain is None:
+            raise ValueError(f"arms.{name}.labels: expected {RANDOM} without pretraining, got {arm.labels}.")
         if "key_metric" in arm.finetune:
             raise ValueError(f"arm {name!r}: key_metric is the same for all arms; give it under finetune.")
         others = [*arm.compare_with, *filter(None, (arm.equal_time, arm.pretrained_by))]

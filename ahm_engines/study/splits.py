@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ahm_engines.files import write_json
-from ahm_engines.study.settings import LABELS, Study
+from ahm_engines.study.settings import LABELS, RANDOM, Study
 from ahm_transforms.io import Case, Cases, Split, load_cases, load_classification_cases, load_segmentation_cases
 from ahm_transforms.io.split import choose_patients, split_by_patient
 
@@ -32,11 +32,13 @@ class Splits:
         pretrain: datalist by seed: images of all but the validation and test patients to train on.
         finetune: datalist by label fraction, seed and choice of labelled patients, the same for all arms.
         patients: labelled training patients of each of these.
+        pool: datalist by seed with the labels of all training patients, for arms that choose among them.
     """
 
     pretrain: dict[int, Path]
     finetune: dict[Choice, Path]
     patients: dict[Choice, int]
+    pool: dict[int, Path]
 
 
 def make_splits(study: Study, folder: Path, *, cache_dir: Path | None = None) -> Splits:
@@ -76,7 +78,12 @@ def make_splits(study: Study, folder: Path, *, cache_dir: Path | None = None) ->
         )
         for (fraction, seed, choice), cases in chosen.items()
     }
-    return Splits(pretrain, finetune, {key: len(_patients(cases)) for key, cases in chosen.items()})
+    pool = {
+        seed: _write(folder / f"seed{seed}_pool.json", _lists(*part))
+        for seed, part in parts.items()
+        if any(arm.labels != RANDOM for arm in study.arms.values())
+    }
+    return Splits(pretrain, finetune, {key: len(_patients(cases)) for key, cases in chosen.items()}, pool)
 
 
 def _labelled(study: Study, finding: dict[str, Any]) -> Cases:
