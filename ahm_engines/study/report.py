@@ -31,6 +31,7 @@ from ahm_engines.study.sentences import (
     sensitivity,
     unmatched,
 )
+from ahm_engines.study.settings import RANDOM
 from ahm_engines.study.statistics import SMOOTHING, TARGET_SHARE
 from ahm_engines.study.tables import (
     difference_table,
@@ -172,9 +173,11 @@ def _results(study: Finished, comparisons: Sequence[Comparison], pictures: dict[
     ]
     if not comparisons:
         return blocks
+    chosen = any(arm.labels != RANDOM for arm in study.arms.values())
     paired = (
-        f"Arm minus reference in {shown.heading}, paired by seed: both arms had the same patients. In brackets the "
-        "bootstrap 95 % interval of the mean."
+        f"Arm minus reference in {shown.heading}, paired by seed: both arms had the same patients"
+        + " (to choose from, where their pretraining chooses who has the labels)" * chosen
+        + ". In brackets the bootstrap 95 % interval of the mean."
     )
     blocks += [Heading("Paired differences"), Paragraph(paired), difference_table(study, comparisons)]
     return [*blocks, *_bullets(unmatched(study, comparisons)), *_picture(pictures, "differences")]

@@ -144,6 +144,20 @@ def test_each_draw_has_labelled_patients_of_its_own_where_labels_are_drawn_too(i
     assert (alone.config_hash, alone.folder) == (jobs[0].config_hash, jobs[0].folder)
 
 
+def test_an_arm_that_chooses_its_labels_has_the_pool_and_not_their_datalist(images: Path, tmp_path: Path) -> None:
+    changes = {"arms": ["a3c", "a3c_typical"], "seeds": {"0.5": [3]}}
+    given, choosing = (
+        job_of(Cell("finetune", name, 3, 0.5), images, tmp_path, changes, before="x") for name in changes["arms"]
+    )
+    assert given.choosing is None and choosing.choosing is not None
+    assert choosing.options["datalist"] == str(choosing.folder / "datalist.json")
+    assert choosing.options["pretrained"] == given.options["pretrained"]
+    few, pool = (patients_of(Path(path), "training") for path in (given.options["datalist"], choosing.choosing.pool))
+    assert (choosing.choosing.strategy, choosing.choosing.count) == ("most_typical", len(few)) and few < pool
+    other = job_of(Cell("finetune", "a3c_typical", 3, 0.5), images, tmp_path, changes, before="y")
+    assert len({job.config_hash for job in (given, choosing, other)}) == 3
+
+
 def test_an_arm_has_the_draws_of_the_study_or_its_own() -> None:
     arms = {"scratch": {"draws": 3}, "random": {}}
     study = read_study(changes={"data.dataset_dir": "x", "data.classes": ["a"], "arms": arms, "seeds": {"1.0": [3]}})

@@ -281,6 +281,11 @@ def test_a_classification_may_be_about_another_of_its_metrics() -> None:
             ({"arms": {"scratch": {"draws": draws}}}, "arms.scratch.draws: expected a whole number")
             for draws in (0, 0.5, True, 10**6)
         ),
+        (
+            {"arms": {"a3c": {"labels": "best"}}},
+            "arms.a3c.labels: expected one of random, most_typical, .*'best'",
+        ),
+        ({"arms": {"scratch": {"labels": "most_typical"}}}, "arms.scratch.labels: expected random without pretraining"),
         ({"draw_labels": "yes"}, "draw_labels: expected true or false, got 'yes'"),
         (
             {"draw_labels": True, "draws": 3, "arms": {"scratch": {"draws": 5}}},
