@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.data.utils import dense_patch_slices
@@ -15,10 +16,14 @@ from ahm_engines.trained import PRETRAINING, trained_settings
 from ahm_networks import EncoderClassifier, transfer_weights
 from ahm_networks.nets import read_weights
 from ahm_transforms import recipes
+from ahm_transforms.io import load_cases
+from ahm_transforms.io.pairs import find_pairs, place_of
+from ahm_transforms.io.progress import with_bar
 
-__all__ = ["ScanFeatures", "most_typical"]
+__all__ = ["Images", "ScanFeatures", "choose_patients", "most_typical", "typical_patients"]
 
 BATCH = 16  # windows that the encoder sees at once
+Images = Mapping[str, Sequence[str | list[str]]]  # of each patient; of a DICOM series, all its files
 
 
 class ScanFeatures:
@@ -97,7 +102,7 @@ def most_typical(features: Tensor, count: int, *, labelled: Collection[int] = ()
     """
     left = len(features) - len(set(labelled))
     if not 1 <= count <= left:
-        raise ValueError(f"count: expected 1 to {left}, the scans without a label, got {count}.")
+        raise ValueError(f"count: expected 1 to {left}, as many have no label, got {count}.")
     if not features.isfinite().all():
         raise ValueError("features: expected finite numbers, got NaN or infinity.")
     standard = (features - features.mean(0)) / features.std(0, unbiased=False).clamp_min(1e-6)
@@ -113,3 +118,72 @@ def most_typical(features: Tensor, count: int, *, labelled: Collection[int] = ()
         nearest, taken[row] = torch.minimum(nearest, distances[row]), True
         chosen.append(row)
     return chosen
+
+
+def typical_patients(
+    images: Images, count: int, features: Callable[[str | list[str]], Tensor], *, labelled: Collection[str] = ()
+) -> list[str]:
+    """Choose patients as `most_typical` does, each by the mean over its scans.
+
+    Args:
+        images: the scans of each patient.
+        count: how many patients to choose.
+        features: `ScanFeatures`, or another function from a scan to its vector ``[F]``.
+        labelled: patients that have labels already.
+
+    Raises:
+        ValueError: as `most_typical`.
+    """
+    patients = list(images)
+    named = with_bar(patients, "Reading patients", len(patients))
+    rows = [torch.stack([features(scan) for scan in images[patient]]).mean(0) for patient in named]
+    known = [row for row, patient in enumerate(patients) if patient in labelled]
+    return [patients[row] for row in most_typical(torch.stack(rows), count, labelled=known)]
+
+
+def choose_patients(
+    checkpoint: str | Path,
+    dataset_dir: str | Path,
+    count: int,
+    *,
+    labels_dir: str | Path | None = None,
+    patient_pattern: str | None = None,
+    skip_bad: bool = False,
+    device: str | None = None,
+) -> dict[str, list[str]]:
+    """Find scans, and choose the patients to label first: patient to paths of scans, in order of choice.
+
+    Args:
+        checkpoint: of the bundle ``ahm_pretrain``.
+        dataset_dir: folder of the scans.
+        count: how many patients to choose.
+        labels_dir: folder of label maps of some scans; whoever has one has labels already.
+        patient_pattern: regular expression that finds the patient in a path.
+        skip_bad: leave out what cannot be used, with a warning.
+        device: where the encoder runs; ``None`` for a GPU if there is one.
+
+    Raises:
+        BadCasesError: some scans cannot be used; it lists them all.
+        FileNotFoundError: there is no checkpoint or no scan, or ``labels_dir`` has no label map.
+        ValueError: the checkpoint is none of pretraining, or fewer patients are without labels.
+    """
+    features = ScanFeatures(checkpoint, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    settings = trained_settings(checkpoint)
+    cases = load_cases(
+        dataset_dir,
+        labels_dir=labels_dir,
+        spatial_dims=settings["spatial_dims"],
+        channels=settings["in_channels"],
+        pictures=settings["modality"] == "image2d",
+        patient_pattern=patient_pattern,
+        skip_bad=skip_bad,
+        val_fraction=0.0,
+    ).training
+    paired = find_pairs(cases, root=Path(dataset_dir), folder=labels_dir) if labels_dir else {}
+    images: dict[str, list[Any]] = {}
+    places: dict[str, list[str]] = {}
+    for case in cases:
+        images.setdefault(case["patient_id"], []).append(case["image"])
+        places.setdefault(case["patient_id"], []).append(str(place_of(case)))
+    labelled = {case["patient_id"] for case in cases if case["case_id"] in paired}
+    return {patient: places[patient] for patient in typical_patients(images, count, features, labelled=labelled)}

@@ -35,14 +35,9 @@ def write_labelled(job: Job) -> None:
 
 
 def _most_typical(images: Images, count: int, checkpoint: Path, bundle: Path) -> list[str]:
-    import torch
+    from ahm_engines.selection import ScanFeatures, typical_patients
 
-    from ahm_engines.selection import ScanFeatures, most_typical
-
-    features = ScanFeatures(checkpoint, device=_device())
-    rows = [torch.stack([features(scan) for scan in scans]).mean(0) for scans in images.values()]
-    patients = list(images)
-    return [patients[row] for row in most_typical(torch.stack(rows), count)]
+    return typical_patients(images, count, ScanFeatures(checkpoint, device=_device()))
 
 
 def _least_understood(images: Images, count: int, checkpoint: Path, bundle: Path) -> list[str]:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import csv
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -10,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
-from ahm_engines.selection import ScanFeatures, most_typical
+from ahm_engines.cli import app
+from ahm_engines.selection import ScanFeatures, choose_patients, most_typical, typical_patients
 from tests.bundles.running import train
 
 GROUPS = torch.tensor([[0.0, 0], [0.1, 0], [-0.1, 0], [0, 0.1], [0, -0.1], [4, 4], [4.1, 4], [3.9, 4], [-3, 9]])
@@ -51,7 +55,7 @@ def test_features_of_all_scales_count_alike() -> None:
 
 @pytest.mark.parametrize(("count", "labelled", "left"), [(0, [], 9), (10, [], 9), (8, [0, 1], 7)])
 def test_more_than_there_are_cannot_be_chosen(count: int, labelled: list[int], left: int) -> None:
-    with pytest.raises(ValueError, match=f"count: expected 1 to {left}, the scans without a label, got {count}"):
+    with pytest.raises(ValueError, match=f"count: expected 1 to {left}, as many have no label, got {count}"):
         most_typical(GROUPS, count, labelled=labelled)
 
 
@@ -104,6 +108,53 @@ def test_pictures_and_transformers_of_one_size(tmp_path: Path) -> None:
     features = ScanFeatures(tmp_path / "run/models/model.pt")
     rows = [features(path) for path in sorted(images.glob("*.png"))]
     assert len({len(row) for row in rows}) == 1 and torch.stack(rows).isfinite().all()
+
+
+def test_a_patient_counts_as_the_mean_of_its_scans() -> None:
+    vectors = {"a1": 0.0, "a2": 10.0, "b": 5.1, "c": 5.2, "d": 0.1, "e": 9.0}
+    images = {"a": ["a1", "a2"], "b": ["b"], "c": ["c"], "d": ["d"], "e": ["e"]}
+    chosen = typical_patients(images, 3, lambda scan: torch.tensor([vectors[str(scan)]]))
+    assert chosen == ["b", "d", "e"]
+    left = typical_patients(images, 1, lambda scan: torch.tensor([vectors[str(scan)]]), labelled={"c", "d"})
+    assert left == ["e"]
+
+
+@pytest.fixture(scope="module")
+def pretrained(waves: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrained")
+    train(waves, folder, masker="uniform", max_epochs=1)
+    return folder / "models/model.pt"
+
+
+def test_the_command_lists_whom_to_label(waves: Path, pretrained: Path, tmp_path: Path) -> None:
+    words = ["choose", str(pretrained), "--dataset_dir", str(waves), "--count", "2"]
+    ran = CliRunner().invoke(app, [*words, "--output", str(tmp_path / "list.csv")])
+    assert ran.exit_code == 0, ran.output
+    chosen = choose_patients(pretrained, waves, 2)
+    lines = [f"{turn}. {patient}: {scans[0]}" for turn, (patient, scans) in enumerate(chosen.items(), 1)]
+    assert ran.output.splitlines()[-2:] == lines
+    with open(tmp_path / "list.csv", newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert [(row["turn"], row["patient_id"], row["image"]) for row in rows] == [
+        (str(turn), patient, scans[0]) for turn, (patient, scans) in enumerate(chosen.items(), 1)
+    ]
+    short, long = (int(patient) for patient in chosen)
+    assert short < 5 <= long
+
+
+def test_whoever_has_labels_is_not_chosen(waves: Path, pretrained: Path, tmp_path: Path) -> None:
+    first, second = choose_patients(pretrained, waves, 2)
+    shutil.copy(waves / f"{first}.nii.gz", tmp_path / f"{first}.nii.gz")
+    assert [*choose_patients(pretrained, waves, 1, labels_dir=tmp_path)] == [second]
+    with pytest.raises(ValueError, match="count: expected 1 to 7, as many have no label, got 8"):
+        choose_patients(pretrained, waves, 8, labels_dir=tmp_path)
+
+
+def test_the_command_says_what_is_wrong(waves: Path, pretrained: Path, tmp_path: Path) -> None:
+    ran = CliRunner().invoke(app, ["choose", str(tmp_path / "none.pt"), "--dataset_dir", str(waves)])
+    assert ran.exit_code == 1 and "FileNotFoundError" in ran.output and "none.pt" in ran.output
+    ran = CliRunner().invoke(app, ["choose", str(pretrained), "--dataset_dir", str(waves), "--count", "9"])
+    assert ran.exit_code == 1 and "count: expected 1 to 8, as many have no label, got 9" in ran.output
 
 
 def test_other_checkpoints_are_refused(tmp_path: Path) -> None:
