@@ -45,6 +45,8 @@ class ScanFeatures:
     def __init__(self, checkpoint: str | Path, *, device: str | torch.device = "cpu") -> None:
         weights = read_weights(checkpoint)
         settings = trained_settings(checkpoint, task=PRETRAINING)
+        if not settings:
+            raise ValueError(f"{checkpoint}: expected a checkpoint of the bundle ahm_pretrain, got one without settings.")
         dims, channels = settings["spatial_dims"], settings["in_channels"]
         self.window = ensure_tuple_rep(settings["crop_size"], dims)
         self.device = torch.device(device)
