@@ -46,7 +46,7 @@ class ScanFeatures:
         weights = read_weights(checkpoint)
         settings = trained_settings(checkpoint, task=PRETRAINING)
         if not settings:
-            raise ValueError(f"{checkpoint}: expected a checkpoint of the bundle ahm_pretrain, got one without settings.")
+            raise ValueError(f"{checkpoint}: expected one of the bundle ahm_pretrain, got no settings in it.")
         dims, channels = settings["spatial_dims"], settings["in_channels"]
         self.window = ensure_tuple_rep(settings["crop_size"], dims)
         self.device = torch.device(device)

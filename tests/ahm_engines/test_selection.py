@@ -161,5 +161,5 @@ def test_other_checkpoints_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.pt"):
         ScanFeatures(tmp_path / "none.pt")
     torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "plain.pt")
-    with pytest.raises(ValueError, match=r"plain\.pt: expected a checkpoint of the bundle ahm_pretrain, got one without"):
+    with pytest.raises(ValueError, match=r"plain\.pt: expected one of the bundle ahm_pretrain, got no settings"):
         ScanFeatures(tmp_path / "plain.pt")
