@@ -30,7 +30,7 @@ console = Console()
 
 @app.callback()
 def main() -> None:
-    """Learned masking for MONAI: studies of what pretraining brings. Training and inference are bundle commands."""
+    """Learned masking for MONAI: what pretraining brings, and whom to label first. Bundle commands train and infer."""
     shown = RichHandler(console=console, show_time=False, show_path=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[shown])
     logging.getLogger("ahm_engines.study").setLevel(logging.INFO)

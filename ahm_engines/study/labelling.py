@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ahm_engines.files import write_json
-from ahm_engines.study.cells import Job
+from ahm_engines.study.cells import Choosing, Job
 from ahm_engines.study.settings import LEAST_UNDERSTOOD, TYPICAL
 
 __all__ = ["write_labelled"]
@@ -17,13 +17,11 @@ __all__ = ["write_labelled"]
 Images = dict[str, list[Any]]  # of each patient
 
 
-def write_labelled(job: Job) -> None:
+def write_labelled(choosing: Choosing, job: Job) -> None:
     """Write the datalist of a finetuning: of those who can be chosen, the patients that its pretraining chooses.
 
     A patient with several scans counts as their mean.
     """
-    choosing = job.choosing
-    assert choosing is not None
     content = json.loads(choosing.pool.read_text(encoding="utf-8"))
     images: Images = {}
     for entry in content["training"]:

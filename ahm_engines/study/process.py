@@ -71,7 +71,7 @@ def _run(job: Job, threads: int) -> dict[str, Any]:
 
     torch.set_num_threads(threads)
     if job.choosing is not None:
-        write_labelled(job)
+        write_labelled(job.choosing, job)
     _bundle("training", job.config_files())
     place = load_checkpoint(job.folder / "models" / LAST)["trainer"]
     outcome = _costs(job.folder) | {"steps": place["iteration"]}  # of the whole training, however often it was resumed
