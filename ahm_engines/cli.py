@@ -30,7 +30,7 @@ console = Console()
 
 @app.callback()
 def main() -> None:
-    """Learned masking for MONAI: what pretraining brings, and whom to label first. Bundle commands train and infer."""
+    """Learned masking for MONAI: studies of what pretraining brings. Training and inference are bundle commands."""
     shown = RichHandler(console=console, show_time=False, show_path=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[shown])
     logging.getLogger("ahm_engines.study").setLevel(logging.INFO)
@@ -104,48 +104,6 @@ def report(folder: Annotated[Path, typer.Argument(help="The output_dir of a stud
         console.print(str(error), markup=False, soft_wrap=True)
         raise typer.Exit(FAILED) from None
     console.print(f"report: {folder / 'report.md'}, {folder / 'report.html'}", soft_wrap=True)
-
-
-@app.command(context_settings=NAMES)
-def choose(
-    checkpoint: Annotated[Path, typer.Argument(help="Of a pretraining: runs/pretrain/models/model.pt.")],
-    dataset_dir: Annotated[Path, typer.Option(help="Folder of the scans.")],
-    count: Annotated[int, typer.Option(min=1, help="How many patients to choose.")] = 10,
-    labels_dir: Annotated[
-        Path | None, typer.Option(help="Label maps of some scans, called as these are: those patients are not chosen.")
-    ] = None,
-    patient_pattern: Annotated[
-        str | None, typer.Option(help='What names the patient in a path: "(patient\\d+)".')
-    ] = None,
-    skip_bad: Annotated[bool, typer.Option(help="Leave out scans that cannot be used.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Write the list here, as CSV.")] = None,
-    device: Annotated[str | None, typer.Option(help="Where the encoder runs; by default a GPU.")] = None,
-) -> None:
-    """Which patients to label first: those that stand for the others, in the features of a pretrained network."""
-    from ahm_engines.files import write_csv
-    from ahm_engines.selection import choose_patients
-
-    try:
-        chosen = choose_patients(
-            checkpoint,
-            dataset_dir,
-            count,
-            labels_dir=labels_dir,
-            patient_pattern=patient_pattern,
-            skip_bad=skip_bad,
-            device=device,
-        )
-        if output is not None:
-            rows = [
-                {"turn": turn, "patient_id": patient, "image": scan}
-                for turn, (patient, scans) in enumerate(chosen.items(), 1)
-                for scan in scans
-            ]
-            write_csv(output, ["turn", "patient_id", "image"], rows)
-    except (OSError, ValueError) as error:
-        _fail(error)
-    for turn, (patient, scans) in enumerate(chosen.items(), 1):
-        _say(f"{turn}. {patient}: {', '.join(scans)}")
 
 
 @app.command(context_settings=NAMES)

@@ -1,20 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MONAI Label: bundles put into its apps, and an app that also pretrains and chooses by that the scan to label next."""
+"""MONAI Label: bundles put into its apps, and an app that also pretrains and asks for the scan least understood."""
 
 from ahm_engines.monai_label.bundles import add_bundle
-from ahm_engines.monai_label.understanding import (
-    LeastUnderstood,
-    MostTypical,
-    ReconstructionError,
-    ReconstructionScoring,
-    TypicalityScoring,
-)
+from ahm_engines.monai_label.understanding import LeastUnderstood, ReconstructionError, ReconstructionScoring
 
-__all__ = [
-    "LeastUnderstood",
-    "MostTypical",
-    "ReconstructionError",
-    "ReconstructionScoring",
-    "TypicalityScoring",
-    "add_bundle",
-]
+__all__ = ["LeastUnderstood", "ReconstructionError", "ReconstructionScoring", "add_bundle"]

@@ -12,13 +12,7 @@ from monai.utils import optional_import
 
 from ahm_engines.errors import behind_monai
 from ahm_engines.monai_label.bundles import CLASSIFICATION, MODEL, PRETRAINING, find_bundles, task_of
-from ahm_engines.monai_label.understanding import (
-    ERROR,
-    LeastUnderstood,
-    MostTypical,
-    ReconstructionScoring,
-    TypicalityScoring,
-)
+from ahm_engines.monai_label.understanding import ERROR, LeastUnderstood, ReconstructionScoring
 
 __all__ = ["LabelApp", "PretrainTask"]
 
@@ -51,8 +45,8 @@ class LabelApp(MONAILabelApp):
     """Bundles of this project behind MONAI Label's server.
 
     It differs from the stock app ``monaibundle`` in that weights must fit, a model appears as soon as it is trained,
-    ``ahm_pretrain`` trains on all images, the most typical scan and the one least understood can be asked for, and a
-    prediction that fails is answered with the reason.
+    ``ahm_pretrain`` trains on all images, the scan least understood can be asked for, and a prediction that fails is
+    answered with the reason.
 
     Args:
         app_dir: folder of the app, with bundles in its folder ``model``.
@@ -94,15 +88,12 @@ class LabelApp(MONAILabelApp):
 
     def init_strategies(self) -> dict[str, Any]:
         """Return the ways to choose the next scan."""
-        own = {"most_typical": MostTypical(), "least_understood": LeastUnderstood()} if self._pretraining else {}
+        own = {"least_understood": LeastUnderstood()} if self._pretraining else {}
         return {"random": Random(), "first": First(), **own}
 
     def init_scoring_methods(self) -> dict[str, Any]:
-        """Return the scores that the strategies go by."""
-        if not self._pretraining:
-            return {}
-        bundle = self._pretraining[0]
-        return {"typicality": TypicalityScoring(bundle), ERROR: ReconstructionScoring(bundle)}
+        """Return the score that the strategy goes by."""
+        return {ERROR: ReconstructionScoring(self._pretraining[0])} if self._pretraining else {}
 
     def infer(self, request: Any, datastore: Any = None) -> Any:
         """Predict.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which scan to label next: the one that stands for most others, or the one that a pretrained network rebuilds worst.
+"""Which scan to label next: the one that the pretrained network rebuilds worst.
 
 MONAI Label computes scores in one place and chooses by them in another. It asks of both no more than ``info()`` and a
 call with a request and its datastore.
@@ -8,24 +8,20 @@ call with a request and its datastore.
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ahm_engines.bundles import inference_of
 from ahm_engines.losses import hidden_mean
-from ahm_engines.selection import ScanFeatures, most_typical
 
-__all__ = ["LeastUnderstood", "MostTypical", "ReconstructionError", "ReconstructionScoring", "TypicalityScoring"]
+__all__ = ["LeastUnderstood", "ReconstructionError", "ReconstructionScoring"]
 
 CHECKPOINT = "runs/pretrain/models/model.pt"  # of a pretraining, in its bundle
 ERROR, SCORED_BY = "reconstruction_error", "reconstruction_checkpoint"
-TURN, PLACED_BY, TURNS = "typical_turn", "typical_checkpoint", 500
-Score = TypeVar("Score")
 logger = logging.getLogger(__name__)
 
 
@@ -102,82 +98,24 @@ class ReconstructionScoring:
         Raises:
             FileNotFoundError: nothing has been pretrained yet.
         """
-        checkpoint, stamp = _pretrained(self.bundle)
+        checkpoint = self.bundle / CHECKPOINT
+        if not checkpoint.is_file():
+            raise FileNotFoundError(f"{checkpoint}: no such checkpoint: pretrain first, or put one there.")
+        stamp = str(checkpoint.stat().st_mtime_ns)
         images = datastore.get_unlabeled_images()
         todo = [image for image in images if datastore.get_image_info(image).get(SCORED_BY) != stamp]
-        error_of = ReconstructionError(
-            self.bundle, checkpoint, device=_device(request), draws=int(request.get("draws", 2))
-        )
-        errors = _of_each(todo, datastore, error_of)
-        for image, error in errors.items():
-            datastore.update_image_info(image, {ERROR: error, SCORED_BY: stamp})
-        return {"unlabelled": len(images), "scored": len(errors), "failed": len(todo) - len(errors)}
-
-
-class TypicalityScoring:
-    """MONAI Label's scoring method: note for each scan without a label when its turn is, the most typical first.
-
-    The order is that of `most_typical` in the `ScanFeatures` of the pretrained encoder, given the scans that have
-    labels; behind the first 500, scans have no turn. It stays until the checkpoint is another one, or there are scans
-    that it has not seen. A scan that cannot be read is passed over.
-
-    Args:
-        bundle: folder of ``ahm_pretrain`` with the checkpoint of a pretraining.
-    """
-
-    def __init__(self, bundle: str | Path) -> None:
-        self.bundle = Path(bundle)
-
-    def info(self) -> dict[str, str]:
-        """Return what the server lists."""
-        return {"description": "Which scans stand for the others, in the features of the pretrained network."}
-
-    def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, int]:
-        """Score, and return how many scans there were, were scored and could not be.
-
-        Args:
-            request: may hold ``device``.
-            datastore: MONAI Label's.
-
-        Raises:
-            FileNotFoundError: nothing has been pretrained yet.
-        """
-        checkpoint, stamp = _pretrained(self.bundle)
-        images = datastore.get_unlabeled_images()
-        if all(datastore.get_image_info(image).get(PLACED_BY) == stamp for image in images):
-            return {"unlabelled": len(images), "scored": 0, "failed": 0}
-        features = _of_each(datastore.list_images(), datastore, ScanFeatures(checkpoint, device=_device(request)))
-        known, unlabelled = list(features), set(images)
-        labelled = [row for row, image in enumerate(known) if image not in unlabelled]
-        left = len(known) - len(labelled)
-        rows = most_typical(torch.stack([*features.values()]), min(left, TURNS), labelled=labelled) if left else []
-        turns = {known[row]: turn for turn, row in enumerate(rows)}
-        for image in features.keys() & unlabelled:
-            datastore.update_image_info(image, {TURN: turns.get(image), PLACED_BY: stamp})
-        return {"unlabelled": len(images), "scored": left, "failed": len(images) - left}
-
-
-def _pretrained(bundle: Path) -> tuple[Path, str]:
-    """The checkpoint, and what changes whenever it does."""
-    checkpoint = bundle / CHECKPOINT
-    if not checkpoint.is_file():
-        raise FileNotFoundError(f"{checkpoint}: no such checkpoint: pretrain first, or put one there.")
-    return checkpoint, str(checkpoint.stat().st_mtime_ns)
-
-
-def _device(request: Mapping[str, Any]) -> str:
-    return request.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _of_each(images: Iterable[str], datastore: Any, score: Callable[[str], Score]) -> dict[str, Score]:
-    """Scores of the images that have one; a warning names the others."""
-    found = {}
-    for image in images:
-        try:
-            found[image] = score(datastore.get_image_uri(image))
-        except Exception as error:  # every format has its own; the next scan may be fine
-            logger.warning("%s has no score: %s", image, error)
-    return found
+        device = request.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
+        error_of = ReconstructionError(self.bundle, checkpoint, device=device, draws=int(request.get("draws", 2)))
+        scored = 0
+        for image in todo:
+            try:
+                score = error_of(datastore.get_image_uri(image))
+            except Exception as error:  # every format has its own; the next scan may be fine
+                logger.warning("%s has no score: %s", image, error)
+            else:
+                datastore.update_image_info(image, {ERROR: score, SCORED_BY: stamp})
+                scored += 1
+        return {"unlabelled": len(images), "scored": scored, "failed": len(todo) - scored}
 
 
 class LeastUnderstood:
@@ -192,37 +130,17 @@ class LeastUnderstood:
 
     def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any] | None:
         """Return the ``id`` of the scan to label next and its score; ``None`` if all are labelled."""
-        return _next(request, datastore, ERROR, largest=True)
+        images = datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels"))
+        if not images:
+            return None
+        infos = {image: datastore.get_image_info(image) for image in images}
+        chosen = min(images, key=lambda image: _rank(infos[image], request["strategy"]))
+        if ERROR not in infos[chosen]:
+            logger.warning("No scan left that has a score: scoring is not done yet, or has failed.")
+        return {"id": chosen, ERROR: infos[chosen].get(ERROR)}
 
 
-class MostTypical:
-    """MONAI Label's strategy: of the scans without a label, the one that stands best for those not yet stood for.
-
-    One that was handed out already comes again when all others were, too; one without a turn comes last.
-    """
-
-    def info(self) -> dict[str, str]:
-        """Return what the server lists."""
-        return {"description": "The scan that stands for most others, in the features of the pretrained network."}
-
-    def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any] | None:
-        """Return the ``id`` of the scan to label next and its turn; ``None`` if all are labelled."""
-        return _next(request, datastore, TURN, largest=False)
-
-
-def _next(request: Mapping[str, Any], datastore: Any, key: str, *, largest: bool) -> dict[str, Any] | None:
-    images = datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels"))
-    if not images:
-        return None
-    infos = {image: datastore.get_image_info(image) for image in images}
-
-    def rank(image: str) -> tuple[float, float]:
-        """First when it was handed out last, then its score."""
-        handed_out = infos[image].get("strategy", {}).get(request["strategy"], {}).get("ts", 0)
-        score = infos[image].get(key)
-        return handed_out, math.inf if score is None else -score if largest else score
-
-    chosen = min(images, key=rank)
-    if infos[chosen].get(key) is None:
-        logger.warning("No scan left that has a score: scoring is not done yet, or has failed.")
-    return {"id": chosen, key: infos[chosen].get(key)}
+def _rank(info: Mapping[str, Any], strategy: str) -> tuple[float, float]:
+    """First when it was handed out last, then how well it is understood."""
+    handed_out = info.get("strategy", {}).get(strategy, {}).get("ts", 0)
+    return handed_out, -info.get(ERROR, float("-inf"))

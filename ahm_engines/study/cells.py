@@ -77,12 +77,10 @@ class Choosing:
     """What a finetuning has to find out first: which patients have the labels.
 
     Attributes:
-        strategy: how its pretraining chooses them, see `Arm`.
         count: how many.
         pool: datalist with the labels of all who can be chosen.
     """
 
-    strategy: str
     count: int
     pool: Path
 
@@ -195,8 +193,8 @@ def make_job(
     patients: Any = _patients(datalist)
     choosing = None
     if labels is not None and arm.labels != RANDOM:
-        choosing = Choosing(arm.labels, splits.patients[labels], splits.pool[cell.seed])
-        patients = [choosing.strategy, choosing.count, _patients(choosing.pool)]
+        choosing = Choosing(splits.patients[labels], splits.pool[cell.seed])
+        patients = [arm.labels, choosing.count, _patients(choosing.pool)]
         datalist = folder / cell.folder / DATALIST
     own = {**study.pretrain, **(arm.pretrain or {})} if pretraining else _finetuning(study, arm)
     common = {key: study.data[key] for key in COMMON if key in study.data}

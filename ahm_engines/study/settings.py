@@ -10,10 +10,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 __all__ = [
-    "LEAST_UNDERSTOOD",
     "RANDOM",
     "STUDY_VERSION",
-    "TYPICAL",
     "Arm",
     "Study",
     "expect_choice",
@@ -32,7 +30,8 @@ LABELS = {
     "classification": ("class_pattern", "labels_csv"),
 }
 MOST_DRAWS = 1000
-RANDOM, TYPICAL, LEAST_UNDERSTOOD = STRATEGIES = ("random", "most_typical", "least_understood")
+RANDOM = "random"
+STRATEGIES = (RANDOM, "least_understood")
 PATTERNS = ("patient_pattern", "class_pattern")
 NETWORK = ("architecture", "architecture_args", "backbone", "backbone_args", "spacing_mm")  # of finetuning
 FINDING = ("dataset_dir", "datalist", "slices", "classes", "patient_pattern", "skip_bad", "unit")
@@ -51,7 +50,7 @@ class Arm:
         equal_time: the arm whose pretraining time this one gets; its epochs follow from the measured times of a step.
         draws: finetunings of each of its pretrainings; ``None`` for those of the study.
         labels: whose labels it trains on: of ``random`` patients, the same for all such arms, or of as many that its
-            own pretraining chooses as our app for MONAI Label does: ``most_typical`` or ``least_understood``.
+            own pretraining rebuilds worst, ``least_understood``, which our app for MONAI Label hands out first.
         compare_with: the arms to compare it with.
     """
 

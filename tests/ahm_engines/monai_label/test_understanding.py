@@ -13,18 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from ahm_engines.monai_label import (
-    LeastUnderstood,
-    MostTypical,
-    ReconstructionError,
-    ReconstructionScoring,
-    TypicalityScoring,
-)
+from ahm_engines.monai_label import LeastUnderstood, ReconstructionError, ReconstructionScoring
 from tests.bundles.running import PRETRAIN, train
 from tests.fixtures_data import write_nifti
 
 SHAPE = (20, 24, 18)
-STRATEGIES = {"least_understood": LeastUnderstood, "most_typical": MostTypical}
 
 
 def write_smooth(path: Path, phase: float) -> None:
@@ -42,9 +35,6 @@ class Datastore:
         self.infos: dict[str, dict[str, Any]] = {image: {} for image in self.paths}
         self.labelled: set[str] = set()
 
-    def list_images(self) -> list[str]:
-        return list(self.paths)
-
     def get_unlabeled_images(self, label_tag: str | None = None, labels: Any = None) -> list[str]:
         return [image for image in self.paths if image not in self.labelled]
 
@@ -58,11 +48,11 @@ class Datastore:
         self.infos[image].update(info)
 
 
-def ask(datastore: Datastore, at: int, name: str = "least_understood") -> dict[str, Any]:
+def ask(datastore: Datastore, at: int) -> dict[str, Any]:
     """Ask for the next scan, and note that it was handed out, as the server does."""
-    answer = STRATEGIES[name]()({"strategy": name}, datastore)
+    answer = LeastUnderstood()({"strategy": "least_understood"}, datastore)
     assert answer is not None
-    datastore.update_image_info(answer["id"], {"strategy": {name: {"ts": at}}})
+    datastore.update_image_info(answer["id"], {"strategy": {"least_understood": {"ts": at}}})
     return answer
 
 
@@ -131,48 +121,6 @@ def test_scores_stay_until_the_checkpoint_is_another(bundle: Path, scans: Datast
     assert scoring({"draws": 1}, scans)["scored"] == 3
 
 
-def test_what_stands_for_most_others_comes_first(bundle: Path, scans: Datastore) -> None:
-    scoring = TypicalityScoring(bundle)
-    assert scoring({}, scans) == {"unlabelled": 3, "scored": 3, "failed": 0}
-    turns = {image: info["typical_turn"] for image, info in scans.infos.items()}
-    assert sorted(turns.values()) == [0, 1, 2] and turns["b_noise"] != 0
-    chosen = [ask(scans, at, "most_typical") for at in (1, 2, 3, 4)]
-    assert [answer["typical_turn"] for answer in chosen] == [0, 1, 2, 0]
-    assert scoring({}, scans)["scored"] == 0
-    assert MostTypical()({"strategy": "most_typical"}, labelled(scans, *scans.paths)) is None
-
-
-def labelled(scans: Datastore, *names: str) -> Datastore:
-    scans.labelled = set(names)
-    return scans
-
-
-def test_scans_with_labels_are_stood_for(bundle: Path, scans: Datastore) -> None:
-    """With one smooth scan labelled, the other adds little, and what is new has its turn first."""
-    labelled(scans, "a_smooth")
-    assert TypicalityScoring(bundle)({}, scans) == {"unlabelled": 2, "scored": 2, "failed": 0}
-    assert [ask(scans, at, "most_typical")["id"] for at in (1, 2)] == ["b_noise", "c_smooth"]
-    write_smooth(scans.paths["a_smooth"].with_name("d_smooth.nii.gz"), 2.0)
-    again = Datastore(scans.paths["a_smooth"].parent)
-    again.infos.update({name: scans.infos[name] for name in scans.infos})
-    assert TypicalityScoring(bundle)({}, labelled(again, "a_smooth")) == {"unlabelled": 3, "scored": 3, "failed": 0}
-
-
-def test_turns_stay_until_the_checkpoint_is_another(bundle: Path, scans: Datastore) -> None:
-    scoring = TypicalityScoring(bundle)
-    scoring({}, scans)
-    path = bundle / "runs/pretrain/models/model.pt"
-    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
-    assert scoring({}, scans)["scored"] == 3
-
-
-def test_a_damaged_scan_has_no_turn(bundle: Path, scans: Datastore, caplog: pytest.LogCaptureFixture) -> None:
-    scans.paths["a_smooth"].write_text("no image")
-    assert TypicalityScoring(bundle)({}, scans) == {"unlabelled": 3, "scored": 2, "failed": 1}
-    assert "a_smooth has no score" in caplog.text
-    assert [ask(scans, at, "most_typical")["id"] for at in (1, 2, 3)][2] == "a_smooth"
-
-
 def test_a_damaged_scan_comes_last(bundle: Path, scans: Datastore, caplog: pytest.LogCaptureFixture) -> None:
     scans.paths["a_smooth"].write_text("no image")
     assert ReconstructionScoring(bundle)({}, scans) == {"unlabelled": 3, "scored": 2, "failed": 1}
@@ -186,8 +134,7 @@ def test_without_scores_there_is_a_scan_still(scans: Datastore) -> None:
 
 
 def test_what_is_missing_is_said(scans: Datastore, tmp_path: Path) -> None:
-    for scoring in (ReconstructionScoring, TypicalityScoring):
-        with pytest.raises(FileNotFoundError, match="no such checkpoint: pretrain first"):
-            scoring(tmp_path)({}, scans)
+    with pytest.raises(FileNotFoundError, match="no such checkpoint: pretrain first"):
+        ReconstructionScoring(tmp_path)({}, scans)
     with pytest.raises(ValueError, match="draws: expected at least one mask, got 0"):
         ReconstructionError(PRETRAIN, draws=0)

@@ -56,8 +56,8 @@ def test_what_the_app_offers(site: tuple[MonaiLabel, Path]) -> None:
     info = site[0].get("info/")
     assert info["models"] == {}
     assert sorted(info["trainers"]) == ["ahm_pretrain", "ahm_segmentation"]
-    assert sorted(info["strategies"]) == ["first", "least_understood", "most_typical", "random"]
-    assert list(info["scoring"]) == ["typicality", "reconstruction_error"]
+    assert sorted(info["strategies"]) == ["first", "least_understood", "random"]
+    assert list(info["scoring"]) == ["reconstruction_error"]
 
 
 def test_scoring_before_anything_was_pretrained(site: tuple[MonaiLabel, Path]) -> None:
@@ -85,18 +85,6 @@ def test_the_scan_least_understood_comes_first(site: tuple[MonaiLabel, Path]) ->
     chosen = [server.post("activelearning/least_understood").json() for _ in errors]
     assert [scan["id"] for scan in chosen] == sorted(errors, key=lambda name: -errors[name])
     assert chosen[0]["reconstruction_error"] == max(errors.values())
-
-
-def test_the_most_typical_scan_comes_first(site: tuple[MonaiLabel, Path]) -> None:
-    server, _ = site
-    server.post("scoring/typicality", {"device": "cpu"}).raise_for_status()
-    assert done(server.wait("scoring"), server)
-    names = (*SCANS, WORST)
-    turns = {name: server.get(f"datastore/image/info?image={name}")["typical_turn"] for name in names}
-    assert sorted(turns.values()) == list(range(len(names)))
-    chosen = [server.post("activelearning/most_typical").json() for _ in names]
-    assert [scan["typical_turn"] for scan in chosen] == list(range(len(names)))
-    assert all(turns[scan["id"]] == scan["typical_turn"] for scan in chosen)
 
 
 def test_a_model_starts_from_the_pretraining_and_appears(site: tuple[MonaiLabel, Path]) -> None:
