@@ -160,12 +160,14 @@ def _values(study: Finished, stage: str | None, column: str) -> str:
 def _results(study: Finished, comparisons: Sequence[Comparison], pictures: dict[str, Picture]) -> list[Block]:
     shown = quantity(study.key_metric)
     drawn = any(draws_of(study, name) > 1 for name in study.arms)
+    chosen = any(arm.labels != RANDOM for arm in study.arms.values())
+    exception = " but those whose pretraining chooses them" * chosen
     blocks: list[Block] = [
         Heading(f"{shown.heading} on the {study.evaluate_on} patients"),
         Paragraph(
             "Mean ± standard deviation over the seeds."
             + " A seed's draws count as their mean." * drawn
-            + " Each draw has other labelled patients, the same for all arms." * study.draw_labels
+            + f" Each draw has other labelled patients, the same for all arms{exception}." * study.draw_labels
         ),
         key_table(study),
         *_bullets(headroom(study)),
@@ -173,7 +175,6 @@ def _results(study: Finished, comparisons: Sequence[Comparison], pictures: dict[
     ]
     if not comparisons:
         return blocks
-    chosen = any(arm.labels != RANDOM for arm in study.arms.values())
     paired = (
         f"Arm minus reference in {shown.heading}, paired by seed: both arms had the same patients"
         + " (to choose from, where their pretraining chooses who has the labels)" * chosen
