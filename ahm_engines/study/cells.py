@@ -189,13 +189,14 @@ def make_job(
     arm = study.arms[cell.arm]
     pretraining = cell.stage == "pretrain"
     labels = labels_of(study, cell)
-    datalist = splits.pretrain[cell.seed] if labels is None else splits.finetune[labels]
-    patients: Any = _patients(datalist)
     choosing = None
     if labels is not None and arm.labels != RANDOM:
         choosing = Choosing(splits.patients[labels], splits.pool[cell.seed])
+        datalist = folder / cell.folder / DATALIST  # its run writes it
         patients = [arm.labels, choosing.count, _patients(choosing.pool)]
-        datalist = folder / cell.folder / DATALIST
+    else:
+        datalist = splits.pretrain[cell.seed] if labels is None else splits.finetune[labels]
+        patients = _patients(datalist)
     own = {**study.pretrain, **(arm.pretrain or {})} if pretraining else _finetuning(study, arm)
     common = {key: study.data[key] for key in COMMON if key in study.data}
     if pretraining and "skip_bad" in study.data:

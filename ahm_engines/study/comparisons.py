@@ -73,12 +73,11 @@ def _with_same_labels(study: Finished, arm: str, reference: str, fraction: float
     """Without finetunings of a seed whose labelled patients only one of two arms has trained on so far."""
     if not study.draw_labels:
         return study
-    ours, theirs = ({row.cell for row in study.done(FINETUNE, name, fraction)} for name in (arm, reference))
-    alone = [cell for cell in ours if replace(cell, arm=reference) not in theirs]
-    alone += [cell for cell in theirs if replace(cell, arm=arm) not in ours]
-    paired = {cell.seed for cell in ours} & {cell.seed for cell in theirs}
-    dropped = {cell for cell in alone if cell.seed in paired}
-    return replace(study, rows={cell: row for cell, row in study.rows.items() if cell not in dropped})
+    rows = (study.done(FINETUNE, name, fraction) for name in (arm, reference))
+    ours, theirs = ({(row.cell.seed, row.cell.draw) for row in each} for each in rows)
+    paired = {seed for seed, _ in ours} & {seed for seed, _ in theirs}
+    alone = {(seed, draw) for seed, draw in ours ^ theirs if seed in paired}
+    return replace(study, rows={cell: row for cell, row in study.rows.items() if (cell.seed, cell.draw) not in alone})
 
 
 def _comparable(study: Finished, metric: str, arm: str, fraction: float) -> dict[int, float]:

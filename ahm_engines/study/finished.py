@@ -101,14 +101,14 @@ class Finished:
 
     def values(self, metric: str, arm: str, fraction: float) -> dict[int, float]:
         """Seed to metric, the mean of the finished draws; seeds where it is undefined in one of them are left out."""
-        found = {seed: fmean(drawn.values()) for seed, drawn in self.drawn(metric, arm, fraction).items()}
+        found = {seed: fmean(values) for seed, values in self.drawn(metric, arm, fraction).items()}
         return {seed: value for seed, value in found.items() if math.isfinite(value)}
 
-    def drawn(self, metric: str, arm: str, fraction: float) -> dict[int, dict[int, float]]:
-        """Seed to the metric of each finished draw; NaN where it is undefined."""
-        found: dict[int, dict[int, float]] = {}
+    def drawn(self, metric: str, arm: str, fraction: float) -> dict[int, list[float]]:
+        """Seed to metric of each finished draw; NaN where it is undefined."""
+        found: dict[int, list[float]] = {}
         for row in self.done(FINETUNE, arm, fraction):
-            found.setdefault(row.cell.seed, {})[row.cell.draw] = row.number(metric)
+            found.setdefault(row.cell.seed, []).append(row.number(metric))
         return found
 
     def finished_curves(self, arm: str, fraction: float) -> dict[int, Curve]:

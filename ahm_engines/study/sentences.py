@@ -127,8 +127,7 @@ def luck(study: Finished) -> list[str]:
     shown, lines = quantity(study.key_metric), []
     labels = " and its labelled patients" * study.draw_labels
     for fraction in study.seeds:
-        seeds = [seed for arm in study.arms for seed in study.drawn(study.key_metric, arm, fraction).values()]
-        groups = [[*drawn.values()] for drawn in seeds]
+        groups = [group for arm in study.arms for group in study.drawn(study.key_metric, arm, fraction).values()]
         spreads = [(sd, len(group) - 1) for group in groups if math.isfinite(sd := mean_and_sd(group)[1])]
         if spreads:
             pooled = math.sqrt(sum(sd**2 * freedom for sd, freedom in spreads) / sum(freedom for _, freedom in spreads))

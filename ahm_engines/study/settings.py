@@ -9,15 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = [
-    "RANDOM",
-    "STUDY_VERSION",
-    "Arm",
-    "Study",
-    "expect_choice",
-    "expect_known",
-    "scratch_like",
-]
+__all__ = ["RANDOM", "STUDY_VERSION", "Arm", "Study", "expect_choice", "expect_known", "scratch_like"]
 
 STUDY_VERSION = 1
 TASKS = ("segmentation", "classification")

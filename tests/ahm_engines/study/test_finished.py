@@ -103,7 +103,7 @@ def test_draws_of_a_seed_count_as_their_mean(tmp_path: Path) -> None:
     write_curves(tmp_path, cells | {("random", 0.25, 0, 1): {10: 0.5}})
     study = read_finished(tmp_path)
     assert study.values("dice", "a3c", 0.25) == pytest.approx({0: 0.65, 1: 0.5})
-    assert study.drawn("dice", "a3c", 0.25) == {0: {0: 0.6, 1: 0.7}, 1: {0: 0.5}}
+    assert study.drawn("dice", "a3c", 0.25) == {0: [0.6, 0.7], 1: [0.5]}
     assert study.values("surface_dice", "random", 0.25) == {}  # one of its two is undefined
     assert study.finished_seeds(FINETUNE, "a3c", 0.25) == [0, 1]
     curve = study.finished_curves("a3c", 0.25)[0]
