@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -14,6 +16,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 
+from ahm_engines.files import writable_folder
 from ahm_engines.options import entries, names
 from ahm_engines.study import Progress, Study, preset_names, read_study, run_study
 from ahm_engines.study.cells import Cell, stages
@@ -66,20 +69,26 @@ def study(
         float | None, typer.Option(min=0, help="Stop after that time; the same command goes on.")
     ] = None,
     keep_models: Annotated[bool, typer.Option(help="Keep finetuned checkpoints.")] = False,
+    trial: Annotated[
+        bool, typer.Option("--trial", help="Two steps of every arm instead, to see that all runs work.")
+    ] = False,
 ) -> None:
     """Compare pretraining with learned, random and no masks on your data, by patient, over seeds and label fractions.
 
     Exit code 0: all cells have a result. 1: some failed. 3: stopped by --minutes before the end.
     """
+    folder = output_dir
     try:
         given = _given(dataset_dir, labels_dir, datalist, classes, patient_pattern, arms, fractions)
         given |= entries(changes or [])
         what = read_study(preset, size=size, ablation=ablation, config=config, data_dir=data_dir, changes=given)
         slots, threads = _resources(devices, workers)
+        if trial:
+            what, folder = what.trial(), _beside(output_dir)
         console.print(_describe(what), markup=False, highlight=False, soft_wrap=True)
         progress = run_study(
             what,
-            output_dir,
+            folder,
             cache_dir=cache_dir,
             bundles_dir=bundles_dir,
             devices=slots,
@@ -89,8 +98,13 @@ def study(
             listener=_tell,
         )
     except (OSError, ValueError) as error:
+        if folder != output_dir:
+            shutil.rmtree(folder)
         _fail(error)
-    _finish(output_dir, progress)
+    _finish(folder, progress)
+    if trial:
+        shutil.rmtree(folder)
+        _say("All runs of the study work. Two steps say nothing about its arms, so their results were removed.")
 
 
 @app.command()
@@ -148,6 +162,12 @@ def pacs(
     if segmentation.empty:
         _say("nothing was found: no DICOM SEG is stored.")
         raise typer.Exit(EMPTY)
+
+
+def _beside(output_dir: Path) -> Path:
+    """A new folder for a trial, on the same disk."""
+    parent = writable_folder(output_dir.absolute().parent)
+    return Path(tempfile.mkdtemp(prefix=f"{output_dir.name}_trial_", dir=parent))
 
 
 def _say(line: str) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 __all__ = ["RANDOM", "STUDY_VERSION", "Arm", "Study", "expect_choice", "expect_known", "scratch_like"]
@@ -22,6 +22,7 @@ LABELS = {
     "classification": ("class_pattern", "labels_csv"),
 }
 MOST_DRAWS = 1000
+TRIAL = {"max_epochs": 1, "val_interval": 1, "train#epoch_length": 2}
 RANDOM = "random"
 STRATEGIES = (RANDOM, "least_understood")
 PATTERNS = ("patient_pattern", "class_pattern")
@@ -59,6 +60,11 @@ class Arm:
     def finetunes_like(self, other: Arm) -> bool:
         """Whether both finetune the same network at the same spacing, so that their scores can be compared."""
         return self._network() == other._network()
+
+    def trial(self) -> Arm:
+        """The same with two steps of each training, whose time says nothing, and one finetuning."""
+        pretrain = None if self.pretrain is None else self.pretrain | TRIAL
+        return replace(self, pretrain=pretrain, finetune=self.finetune | TRIAL, equal_time=None, draws=None)
 
     def _network(self) -> dict[str, Any]:
         """Options of finetuning that decide its network, with single entries such as ``architecture_args#head``."""
@@ -213,6 +219,23 @@ class Study:
             return ["accuracy", "balanced_accuracy", "macro_f1", "auroc", *_each("f1", self.data["classes"])]
         distance = f"hd95_{self.data.get('unit') or ('px' if self.data.get('modality') == 'image2d' else 'mm')}"
         return ["dice", distance, "hd95_missing", "surface_dice", *_each("dice", self.data["classes"])]
+
+    def trial(self) -> Study:
+        """The same with one seed of the fewest labels and two steps of each training, to see whether all runs work.
+
+        It is scored on validation patients: no test patient is looked at.
+        """
+        fewest = min(self.seeds)
+        arms = {name: arm.trial() for name, arm in self.arms.items()}
+        return replace(
+            self,
+            name=f"trial of {self.name}",
+            arms=arms,
+            seeds={fewest: self.seeds[fewest][:1]},
+            draws=1,
+            draw_labels=False,
+            evaluate_on="validation",
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As ``study.json`` holds it."""

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from ahm_engines import cli
 from ahm_engines.study import Progress, Study
-from ahm_engines.study.cells import Cell
+from ahm_engines.study.cells import Cell, stages
 from tests.fixtures_study import planted_study
 from tests.fixtures_study_runs import blobs, bytes_below
 
@@ -166,6 +166,33 @@ def test_the_exit_code_tells_how_it_ended(
     monkeypatch.setattr(cli, "run_study", lambda *_, **__: progress)
     result = ahm("study", "--dataset_dir", tmp_path, *DATA)
     assert result.exit_code == code and text in lines(result)
+
+
+def test_a_trial_is_short_and_leaves_nothing(called: dict[str, Any], tmp_path: Path) -> None:
+    words = ["study", "--dataset_dir", tmp_path, "--output_dir", tmp_path / "of/study", *DATA]
+    arms = ["--arms", "scratch,random,random_equal_time,a3c,contrastive", "--set", "arms.a3c.pretrain.max_epochs=7"]
+    result = ahm(
+        *words, *arms, "--fractions", "0.1=[4],1=3", "--set", "draws=3", "--set", "draw_labels=true", "--trial"
+    )
+    assert result.exit_code == 0, result.output
+    assert lines(result)[-1].startswith("All runs of the study work")
+    study = called["study"]
+    assert (study.name, study.evaluate_on) == ("trial of study-small", "validation")
+    assert [(cell.arm, cell.seed, cell.fraction) for cells in stages(study) for cell in cells] == [
+        *((arm, 4, None) for arm in ("random", "random_equal_time", "a3c", "contrastive")),
+        *((arm, 4, 0.1) for arm in study.arms),
+    ]
+    for arm in study.arms.values():
+        assert arm.pretrain is None or (arm.pretrain["max_epochs"], arm.pretrain["train#epoch_length"]) == (1, 2)
+        assert (arm.finetune["max_epochs"], arm.finetune["train#epoch_length"]) == (1, 2)
+    assert study.arms["contrastive"].finetune["pretrained_part"] == "encoder"
+    assert called["folder"].parent == tmp_path / "of" and not list((tmp_path / "of").iterdir())
+
+
+def test_a_trial_of_what_cannot_be_done_leaves_nothing(tmp_path: Path) -> None:
+    result = ahm("study", "--dataset_dir", tmp_path / "none", *DATA, "--output_dir", tmp_path / "study", "--trial")
+    assert result.exit_code == 1 and lines(result)[-1].startswith("FileNotFoundError: dataset_dir ")
+    assert not list(tmp_path.iterdir())
 
 
 def test_each_cell_is_told_as_it_ends(called: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

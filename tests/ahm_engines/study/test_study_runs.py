@@ -90,6 +90,23 @@ def second(images: Path, first: Ran, texts: dict[str, str]) -> Ran:
     return command(first.folder, images, segmentation(ARMS | {"own": MENDED, "scratch": {"draws": 2}}))
 
 
+def test_a_trial_tells_which_arm_cannot_run(images: Path, tmp_path: Path) -> None:
+    """Its folder stays then, with what the run printed."""
+    ran = command(tmp_path / "study", images, segmentation({"random": {}, "own": BROKEN}), "--trial")
+    assert ran.exit_code == 1 and "2 cells finished, 2 failed, 0 to go." in ran.output, ran.output
+    assert "failed pretrain own, seed 0: " in ran.output and "All runs" not in ran.output
+    (folder,) = tmp_path.glob("study_trial_*")
+    assert {row["steps"] for row in rows_of(folder) if row["status"] == "done"} == {"2"}
+    assert "nonsense" in (folder / "runs/pretrain/own_seed0/log.txt").read_text()
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_trial_of_arms_that_run_leaves_nothing(images: Path, tmp_path: Path) -> None:
+    ran = command(tmp_path / "study", images, segmentation({"scratch": {}, "a3c": {}}), "--trial")
+    assert ran.exit_code == 0 and "3 cells finished, 0 failed, 0 to go." in ran.output, ran.output
+    assert [path.name for path in tmp_path.iterdir()] == ["study.json"]  # its settings
+
+
 def test_a_failed_arm_does_not_stop_the_others(first: Ran, texts: dict[str, str]) -> None:
     assert first.exit_code == 1, first.output
     assert "14 cells finished, 4 failed, 0 to go." in first.output
