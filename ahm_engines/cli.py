@@ -166,8 +166,8 @@ def pacs(
 
 def _beside(output_dir: Path) -> Path:
     """A new folder for a trial, on the same disk."""
-    parent = writable_folder(output_dir.absolute().parent)
-    return Path(tempfile.mkdtemp(prefix=f"{output_dir.name}_trial_", dir=parent))
+    place = output_dir.absolute()
+    return Path(tempfile.mkdtemp(prefix=f"{place.name}_trial_", dir=writable_folder(place.parent)))
 
 
 def _say(line: str) -> None:
