@@ -16,12 +16,13 @@ from monai.transforms import (
     RandShiftIntensityd,
     Transform,
 )
-from monai.utils import ensure_tuple
+from monai.utils import ensure_tuple, ensure_tuple_rep
 
 from ahm_transforms.intensity import WindowToUnitd
 
 _ROTATION = pi / 12  # 15 degrees
 STRONGEST = 5  # each random step comes in every case then
+Strength = float | str | Sequence[float]
 
 
 def flips(
@@ -40,15 +41,16 @@ def augmentation(
     spatial_dims: int,
     flip_prob: float,
     flip_axes: int | Sequence[int] | None = None,
-    augment: float | str = True,
+    augment: Strength = True,
 ) -> list[Transform]:
     """Return random steps for an image in [0, 1] and the label map or mask that may lie on its grid.
 
-    Flips, and unless ``augment`` is 0 rotations with scaling (the mask follows by its nearest voxels, and what comes
-    from outside is 0), and on the image alone contrast (gamma), scale, shift and noise, cut off at 0 and 1. At strength
-    1 each comes in one case of five, rotations are up to 15 degrees, scales and shifts up to a tenth, gamma is from 0.7
-    to 1.5 and noise has a standard deviation of 0.05; at strength 3 each comes in three of five and goes three times as
-    far, gamma to the third power.
+    Flips, then moves: rotations with zooms, which the mask follows by its nearest voxels; what comes from outside is 0.
+    Then, on the image alone, intensities: contrast (gamma), scale, shift and noise, cut off at 0 and 1.
+
+    At strength 1 each comes in one case of five, rotations are up to 15 degrees, zooms, scales and shifts up to a
+    tenth, gamma is from 0.7 to 1.5 and noise has a standard deviation of 0.05. At strength 3 each comes in three of
+    five and goes three times as far, gamma to the third power; at 0 there are only flips.
 
     Args:
         image_key: entry with the image, of shape [C, *S].
@@ -56,45 +58,55 @@ def augmentation(
         spatial_dims: 2 or 3.
         flip_prob: chance of a flip along each axis.
         flip_axes: the axes to flip; None takes all.
-        augment: how strong, from 0 to 5; True is 1, False 0, and "true" and "false" are those.
+        augment: a strength from 0 to 5, or two, of moves and of intensities; True is 1 and False 0, as texts, too.
 
     Raises:
         ValueError: for another strength.
     """
     keys = (image_key, mask_key)
     axes = range(spatial_dims) if flip_axes is None else ensure_tuple(flip_axes)
-    steps = flips(keys, axes, flip_prob, allow_missing_keys=True)
-    strength = _strength(augment)
-    if not strength:
-        return steps
-    prob, tenth = strength / STRONGEST, 0.1 * strength
+    moves, intensities = _strengths(augment)
+    return [
+        *flips(keys, axes, flip_prob, allow_missing_keys=True),
+        *(_moves(keys, spatial_dims, moves) if moves else []),
+        *(_intensities(image_key, intensities) if intensities else []),
+    ]
+
+
+def _moves(keys: KeysCollection, spatial_dims: int, strength: float) -> list[Transform]:
     affine = RandAffined(
         keys,
-        prob=prob,
+        prob=strength / STRONGEST,
         rotate_range=(_ROTATION * strength,) * (3 if spatial_dims == 3 else 1),
-        scale_range=(tenth,) * spatial_dims,
+        scale_range=(0.1 * strength,) * spatial_dims,
         mode=("bilinear", "nearest"),
         padding_mode="zeros",
         allow_missing_keys=True,
     )
+    return [affine]
+
+
+def _intensities(key: Hashable, strength: float) -> list[Transform]:
+    prob, tenth = strength / STRONGEST, 0.1 * strength
     return [
-        *steps,
-        affine,
-        RandAdjustContrastd(image_key, prob=prob, gamma=(0.7**strength, 1.5**strength)),
-        RandScaleIntensityd(image_key, factors=tenth, prob=prob),
-        RandShiftIntensityd(image_key, offsets=tenth, prob=prob),
-        RandGaussianNoised(image_key, prob=prob, std=tenth / 2),
-        WindowToUnitd(image_key, 0.0, 1.0),
+        RandAdjustContrastd(key, prob=prob, gamma=(0.7**strength, 1.5**strength)),
+        RandScaleIntensityd(key, factors=tenth, prob=prob),
+        RandShiftIntensityd(key, offsets=tenth, prob=prob),
+        RandGaussianNoised(key, prob=prob, std=tenth / 2),
+        WindowToUnitd(key, 0.0, 1.0),
     ]
 
 
-def _strength(augment: float | str) -> float:
-    """A number; command lines hand on true and false as text."""
+def _strengths(augment: Strength) -> tuple[float, float]:
+    """Of moves and of intensities; command lines hand on true and false as text."""
     named = {"true": 1.0, "false": 0.0}
     try:
-        strength = named.get(str(augment).lower(), augment)
-        if 0 <= float(strength) <= STRONGEST:
-            return float(strength)
+        moves, intensities = (float(named.get(str(each).lower(), each)) for each in ensure_tuple_rep(augment, 2))
+        if 0 <= moves <= STRONGEST and 0 <= intensities <= STRONGEST:
+            return moves, intensities
     except (TypeError, ValueError):
         pass
-    raise ValueError(f"augment: expected a strength from 0 to {STRONGEST}, true or false, got {augment!r}.")
+    raise ValueError(
+        f"augment: expected a strength from 0 to {STRONGEST}, two of them (moves, intensities), true or false, got "
+        f"{augment!r}."
+    )

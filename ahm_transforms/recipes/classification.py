@@ -24,7 +24,7 @@ from monai.transforms import (
 
 from ahm_transforms.io.labels import load_map
 from ahm_transforms.masking import patch_shape
-from ahm_transforms.recipes.augmentation import augmentation
+from ahm_transforms.recipes.augmentation import Strength, augmentation
 from ahm_transforms.recipes.checks import OnImageGridd
 from ahm_transforms.recipes.images import grid_steps, intensity_steps
 
@@ -81,7 +81,7 @@ def classification_deterministic(
 def classification_random(
     *,
     spatial_dims: int,
-    augment: float | str = True,
+    augment: Strength = True,
     flip_prob: float = 0.5,
     flip_axes: int | Sequence[int] | None = None,
     image_channels: int | None = None,
@@ -90,7 +90,8 @@ def classification_random(
 
     Args:
         spatial_dims: 2 or 3.
-        augment: how strong affine maps and intensity changes are, from 0 to 5; True is 1 and False 0, flips only.
+        augment: strength of rotations, zooms and intensity changes, or two: of moves and of intensities. From 0 to 5;
+            True is 1 and False 0, flips only.
         flip_prob: chance of a flip along each axis; 0 leaves flips out.
         flip_axes: the axes to flip, where a mirrored image is of the same class still: 0 is left and right in volumes
             (which are RAS) and pictures; None takes all.

@@ -11,7 +11,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, EnsureTyped, Transfor
 
 from ahm_transforms.io import LoadLabeld
 from ahm_transforms.masking import patch_shape
-from ahm_transforms.recipes.augmentation import augmentation
+from ahm_transforms.recipes.augmentation import Strength, augmentation
 from ahm_transforms.recipes.checks import OnImageGridd
 from ahm_transforms.recipes.images import grid_steps, intensity_steps
 from ahm_transforms.spatial import ClearOutsideBlockd, RandCropSamplesd
@@ -66,7 +66,7 @@ def segmentation_crops(
     crop_size: Sequence[int] | int,
     samples_per_case: int = 1,
     foreground_share: float = 0.5,
-    augment: float | str = True,
+    augment: Strength = True,
     flip_prob: float = 0.5,
     flip_axes: int | Sequence[int] | None = None,
 ) -> Compose:
@@ -82,7 +82,8 @@ def segmentation_crops(
         samples_per_case: how many crops come from one case.
         foreground_share: chance of a crop to lie around a voxel of a class, all classes equally often; the others lie
             anywhere.
-        augment: how strong affine maps and intensity changes are, from 0 to 5; True is 1 and False 0, flips only.
+        augment: strength of rotations, zooms and intensity changes, or two: of moves and of intensities. From 0 to 5;
+            True is 1 and False 0, flips only.
         flip_prob: chance of a flip along each axis; 0 leaves flips out.
         flip_axes: the axes to flip; None takes all. Leave out 0, left and right in RAS, if sides are classes.
     """
