@@ -85,7 +85,7 @@ def study(
         slots, threads = _resources(devices, workers)
         if trial:
             what, folder = what.trial(), _beside(output_dir)
-        console.print(_describe(what), markup=False, highlight=False, soft_wrap=True)
+        _say(_describe(what))
         progress = run_study(
             what,
             folder,
