@@ -83,6 +83,8 @@ def study(
         given |= entries(changes or [])
         what = read_study(preset, size=size, ablation=ablation, config=config, data_dir=data_dir, changes=given)
         slots, threads = _resources(devices, workers)
+        if trial and minutes is not None:
+            raise ValueError("minutes: a trial is not continued, expected --trial without --minutes, got both.")
         if trial:
             what, folder = what.trial(), _beside(output_dir)
         _say(_describe(what))

@@ -24,8 +24,13 @@ class Quantity(NamedTuple):
         return self.title + (f" ({', '.join(filter(None, words))})" if any(words) else "")
 
     def number(self, value: float, *, signed: bool = False) -> str:
-        """Write a number as the files hold it in the unit shown."""
-        return f"{value * self.factor:{'+' if signed else ''}.{self.digits}f}"
+        """Write a number as the files hold it in the unit shown.
+
+        Example:
+            >>> quantity("dice").number(0.0123, signed=True), quantity("dice").number(-0.0001)
+            ('+1.2', '0.0')
+        """
+        return f"{value * self.factor:{'+' if signed else ''}z.{self.digits}f}"
 
 
 IN_POINTS = {

@@ -195,6 +195,13 @@ def test_a_trial_of_what_cannot_be_done_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_trial_cannot_be_stopped_and_continued(tmp_path: Path) -> None:
+    output = ("--output_dir", tmp_path / "study")
+    result = ahm("study", "--dataset_dir", tmp_path, *DATA, *output, "--trial", "--minutes", "9")
+    assert result.exit_code == 1 and lines(result)[-1].startswith("ValueError: minutes: a trial is not continued")
+    assert not list(tmp_path.iterdir())
+
+
 def test_each_cell_is_told_as_it_ends(called: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run_study(*_: Any, listener: Callable[..., None], **__: Any) -> Progress:
         done = {"status": "done", "seconds": "12.4", "dice": "0.71239", "random_psnr": ""}
