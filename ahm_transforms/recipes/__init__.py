@@ -2,6 +2,7 @@
 """Whole preprocessing chains, so that training and inference cannot drift apart."""
 
 from ahm_transforms.io import LoadCased
+from ahm_transforms.recipes.augmentation import warn_of_flips
 from ahm_transforms.recipes.checks import CheckShaped, OnImageGridd
 from ahm_transforms.recipes.classification import classification_deterministic, classification_random
 from ahm_transforms.recipes.contrastive import contrastive_views, fixed_contrastive_views
@@ -41,4 +42,5 @@ __all__ = [
     "segmentation_deterministic",
     "segmentation_evaluation",
     "validation_preprocessing",
+    "warn_of_flips",
 ]

@@ -331,3 +331,39 @@ def test_a_picture_and_its_label_may_be_nifti_files_of_one_slice(tmp_path: Path,
     case = {"image": str(tmp_path / "a.nii.gz"), "label": str(tmp_path / "label.nii.gz")}
     ready = recipe("image2d", num_classes=1, spatial_dims=2, spacing_mm=1)(case)
     assert ready["image"].shape == ready["label"].shape == (1, 8, 9)
+
+
+@pytest.mark.parametrize(
+    ("classes", "dims", "axes", "said"),
+    [
+        (
+            ["anterior hippocampus", "posterior hippocampus"],
+            3,
+            None,
+            ["'anterior' and 'posterior'", "flip_axes=[0, 2]"],
+        ),
+        (["lung_left", "lung_right"], 2, [0, 1], ["'left' and 'right'", "axis 0", "flip_axes=[1]"]),
+        (["Upper lobe", "Lower lobe"], 3, 2, ["'upper' and 'lower'", "flip_axes=[]"]),
+        (["lung_left", "lung_right"], 3, [1, 2], []),
+        (["upper lobe", "lower lobe"], 2, None, []),
+        (["left kidney", "liver"], 3, None, []),
+        (["anterior", "posterior"], 3, [], []),
+    ],
+)
+def test_flips_that_swap_what_class_names_tell_apart(
+    classes: list[str], dims: int, axes: Any, said: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    recipes.warn_of_flips(classes, spatial_dims=dims, flip_axes=axes)
+    assert len(caplog.records) == bool(said)
+    assert all(words in caplog.text for words in said)
+
+
+@pytest.mark.parametrize("axes", [[], [0], 1, [0, 2], None])
+def test_only_the_axes_asked_for_are_flipped(tmp_path: Path, axes: Any) -> None:
+    data = chain()(write_case(tmp_path))
+    steps = recipes.segmentation_crops(
+        spatial_dims=3, crop_size=(22, 27, 19), augment=False, flip_prob=1.0, flip_axes=axes
+    )
+    (item,) = steps(data)
+    flipped = [0, 1, 2] if axes is None else [axes] if axes == 1 else axes
+    assert torch.equal(item["image"], data["image"].as_tensor().flip([1 + axis for axis in flipped]))

@@ -319,3 +319,12 @@ def test_real_pictures(tmp_path: Path) -> None:
     classes = ["normal", "benign", "malignant"]
     content = trained(tmp_path / "data", tmp_path / "run", classes=classes, image_size=32)
     assert content["provenance"]["data"]["test_cases_by_class"] == dict.fromkeys(classes, 1)
+
+
+def test_flips_that_swap_what_classes_are_called_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sides = ["left", "right"]
+    data = write_pictures(tmp_path / "data", classes=sides)
+    train(data, tmp_path / "none", **PICTURES, classes=sides, flip_axes=[])
+    assert "flips along" not in caplog.text
+    train(data, tmp_path / "default", **PICTURES, classes=sides)
+    assert "flips along axis 0 swap these" in caplog.text and "leave these flips out: flip_axes=[]." in caplog.text

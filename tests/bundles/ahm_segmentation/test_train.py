@@ -288,3 +288,12 @@ def test_default_data_are_gray_and_white_matter(tmp_path: Path) -> None:
     data = checkpoint(tmp_path / "models/model.pt")["provenance"]["data"]
     assert data["training_cases_by_class"] == {"gray matter": 4, "white matter": 4}
     assert data["test_cases"] == 2
+
+
+def test_flips_that_swap_what_classes_are_called_are_told(
+    volumes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(volumes, tmp_path / "some", classes=["left box", "right slab"], flip_axes=[1, 2])
+    assert "flips along" not in caplog.text
+    train(volumes, tmp_path / "all", classes=["left box", "right slab"])
+    assert "flips along axis 0 swap these" in caplog.text and "flip_axes=[1, 2], or []" in caplog.text
