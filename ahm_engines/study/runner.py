@@ -33,6 +33,7 @@ from ahm_engines.study.results import CURVE_COLUMNS, Results, Row, append_row
 from ahm_engines.study.settings import Study
 from ahm_engines.study.slices import with_slices
 from ahm_engines.study.splits import Splits, make_splits
+from ahm_transforms.recipes import warn_of_flips
 
 __all__ = ["Progress", "StudyRun", "run_study"]
 
@@ -41,6 +42,7 @@ PRELOADED = [
     *("monai.bundle", "ahm_engines.handlers", "ahm_engines.study.process", "ahm_networks", "ahm_transforms.recipes"),
     *("torch.utils.tensorboard", "tensorboard.backend.event_processing.event_accumulator"),
 ]
+FLIP_AXES = {"segmentation": None, "classification": [0]}  # of the bundles, where a study says nothing
 PACKAGES = {"ahm": "monai-ahm", "monai": "monai", "torch": "torch"}
 
 
@@ -78,6 +80,7 @@ def run_study(
 
     Pretrainings come first, then those that are given the time of another arm, then the finetunings. A finished cell
     is a row in ``results.csv``; a cell whose run fails is marked there with its error, and tried again the next time.
+    A warning says where flips in finetuning swap what the names of the classes tell apart.
 
     Args:
         study: what to run.
@@ -96,6 +99,8 @@ def run_study(
         ValueError: when the folder holds another study, or results of another version; nothing is overwritten.
         BadCasesError, FileNotFoundError: as `make_splits`.
     """
+    flipped = study.finetune.get("flip_axes", FLIP_AXES[study.task])
+    warn_of_flips(study.data["classes"], spatial_dims=study.data.get("spatial_dims", 3), flip_axes=flipped)
     folder = writable_folder(folder).absolute()
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     with alone_in(folder):

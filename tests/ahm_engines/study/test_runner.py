@@ -433,3 +433,11 @@ def test_unusable_data_leave_no_study(tmp_path: Path, fake: FakeRuns) -> None:
     with pytest.raises(ValueError, match="do not suffice"):
         run(study_of(images), tmp_path)
     assert not (tmp_path / "study/study.json").exists() and fake.begun() == []
+
+
+@pytest.mark.parametrize(("flips", "told"), [({}, True), ({"finetune.flip_axes": [1]}, False)])
+def test_flips_that_swap_what_classes_are_called_are_told(
+    images: Path, tmp_path: Path, fake: FakeRuns, flips: dict[str, Any], told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(study_of(images, {"data.classes": ["left or right square"], **flips}), tmp_path, minutes=0)
+    assert ("flips along axis 0 swap these" in caplog.text) == told
