@@ -86,7 +86,7 @@ def warn_of_flips(classes: Iterable[str], *, spatial_dims: int, flip_axes: int |
     """Log a warning when flips swap what the names of classes tell apart: left and right, anterior and posterior.
 
     It is no error, as looks may tell such classes apart, too. Where they do not, flips cost much: on the anterior and
-    posterior part of the hippocampus, with seven labelled patients, 5 points of Dice (``benchmarks/STUDY.md``, log 49).
+    posterior part of the hippocampus, with seven labelled patients, 4 points of Dice (``benchmarks/STUDY.md``, log 50).
 
     Args:
         classes: their names.
