@@ -14,6 +14,7 @@ from ahm_engines.options import did_you_mean, unknown_entries
 from ahm_engines.study.settings import COMMON, RANDOM, Arm, Study
 from ahm_engines.study.splits import Choice, Splits
 from ahm_transforms.io.json_file import read_json
+from ahm_transforms.recipes import warn_of_flips
 
 __all__ = [
     "Cell",
@@ -28,6 +29,7 @@ __all__ = [
     "pretraining_cells",
     "pretraining_of",
     "stages",
+    "warn_of_swaps",
 ]
 
 BEST, OPTIONS, DATALIST = "model.pt", "options.json", "datalist.json"
@@ -236,6 +238,22 @@ def check_options(study: Study, bundles: Path) -> None:
             more = _entries(bundle, arm.overlays) if stage == "pretrain" else set()
             _expect_entries(f"arms.{name}.{stage}", getattr(arm, stage) or {}, known | more, bundle)
             _refuse_decided(f"arms.{name}.{stage}", getattr(arm, stage) or {})
+
+
+def warn_of_swaps(study: Study, bundles: Path) -> None:
+    """Log a warning for every setting of flips in finetuning that swaps what the names of classes tell apart.
+
+    Args:
+        study: its settings.
+        bundles: folder of the bundles.
+    """
+    defaults = read_json(_bundle("finetune", study, bundles) / "configs" / "train.json", "configuration")
+    told: list[Any] = []
+    for arm in study.arms.values():
+        options = {**defaults, **study.data, **_finetuning(study, arm)}
+        if options["flip_axes"] not in told:
+            told.append(options["flip_axes"])
+            warn_of_flips(**{name: options[name] for name in ("classes", "spatial_dims", "flip_axes")})
 
 
 # What a study decides itself, and where it is told.

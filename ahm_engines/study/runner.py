@@ -26,6 +26,7 @@ from ahm_engines.study.cells import (
     pretrained_by,
     pretraining_of,
     stages,
+    warn_of_swaps,
 )
 from ahm_engines.study.folder import alone_in, check_same_study, make_room, remove_models
 from ahm_engines.study.process import read_outcome, run_job
@@ -33,7 +34,6 @@ from ahm_engines.study.results import CURVE_COLUMNS, Results, Row, append_row
 from ahm_engines.study.settings import Study
 from ahm_engines.study.slices import with_slices
 from ahm_engines.study.splits import Splits, make_splits
-from ahm_transforms.recipes import warn_of_flips
 
 __all__ = ["Progress", "StudyRun", "run_study"]
 
@@ -42,7 +42,6 @@ PRELOADED = [
     *("monai.bundle", "ahm_engines.handlers", "ahm_engines.study.process", "ahm_networks", "ahm_transforms.recipes"),
     *("torch.utils.tensorboard", "tensorboard.backend.event_processing.event_accumulator"),
 ]
-FLIP_AXES = {"segmentation": None, "classification": [0]}  # of the bundles, where a study says nothing
 PACKAGES = {"ahm": "monai-ahm", "monai": "monai", "torch": "torch"}
 
 
@@ -99,8 +98,6 @@ def run_study(
         ValueError: when the folder holds another study, or results of another version; nothing is overwritten.
         BadCasesError, FileNotFoundError: as `make_splits`.
     """
-    flipped = study.finetune.get("flip_axes", FLIP_AXES[study.task])
-    warn_of_flips(study.data["classes"], spatial_dims=study.data.get("spatial_dims", 3), flip_axes=flipped)
     folder = writable_folder(folder).absolute()
     deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
     with alone_in(folder):
@@ -142,6 +139,7 @@ class StudyRun:
         self.progress = Progress()
         self.results = Results(folder / "results.csv", study.metrics)
         check_options(study, bundles)
+        warn_of_swaps(study, bundles)
         check_same_study(folder / "study.json", study)
         _check_place(folder, study.data.get("dataset_dir"))
         self.study = with_slices(study, folder)

@@ -435,9 +435,27 @@ def test_unusable_data_leave_no_study(tmp_path: Path, fake: FakeRuns) -> None:
     assert not (tmp_path / "study/study.json").exists() and fake.begun() == []
 
 
-@pytest.mark.parametrize(("flips", "told"), [({}, True), ({"finetune.flip_axes": [1]}, False)])
+ALL_AXES = {"arms.random.finetune": {"flip_axes": [0, 1]}}
+
+
+@pytest.mark.parametrize(
+    ("flips", "told"),
+    [
+        ({}, ["[1], or [] for none"]),  # the bundle's own: all axes
+        ({"finetune.flip_axes": [1]}, []),
+        ({"finetune.flip_axes": [1], **ALL_AXES}, ["[1], or [] for none"]),
+        ({"finetune.flip_axes": [0], **ALL_AXES}, ["[]", "[1], or [] for none"]),
+    ],
+)
 def test_flips_that_swap_what_classes_are_called_are_told(
-    images: Path, tmp_path: Path, fake: FakeRuns, flips: dict[str, Any], told: bool, caplog: pytest.LogCaptureFixture
+    images: Path,
+    tmp_path: Path,
+    fake: FakeRuns,
+    flips: dict[str, Any],
+    told: list[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Once for each setting of the study and its arms."""
     run(study_of(images, {"data.classes": ["left or right square"], **flips}), tmp_path, minutes=0)
-    assert ("flips along axis 0 swap these" in caplog.text) == told
+    messages = [message for message in caplog.messages if "flips along" in message]
+    assert [message.partition("flip_axes=")[2] for message in messages] == [f"{axes}." for axes in told]
