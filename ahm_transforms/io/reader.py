@@ -6,7 +6,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -15,12 +15,10 @@ from monai.config import KeysCollection, PathLike
 from monai.data import ImageReader, ITKReader, MetaTensor, NibabelReader, PILReader
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
+from PIL import Image
 from PIL.ImageOps import exif_transpose
 from PIL.TiffImagePlugin import TiffImageFile
 from pydicom.errors import InvalidDicomError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
@@ -29,7 +27,9 @@ IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 _META_KEYS = ("affine", "original_affine", "spatial_shape", "space", "original_channel_dim")
 # How a picture is stored says little about what it shows: palettes, bitmaps and transparency become grey or colour.
 _PLAIN_MODES = {"1": "L", "LA": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
+_OTHER_COLOURS = ("LAB", "HSV")  # Pillow opens them and has no colours for them without a profile
 _SUBFILE_TYPE, _SMALLER_COPY = 254, 1  # TIFF 6.0, NewSubfileType: bit 0 marks a smaller copy of another page
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF 6.0, PhotometricInterpretation
 _CHUNK = 2**20  # bytes
 FILE_AXES = "file_axes"  # how many spatial axes the file has
 _OTHER_UNITS = {1: "meter", 3: "micron"}  # of NIfTI's xyzt_units; 2 is mm, and 0 says nothing
@@ -66,17 +66,19 @@ class CaseReader(ImageReader):
         array, meta = reader.get_data(image)
         return array, {key: meta[key] for key in _META_KEYS if key in meta}
 
-    def plain_picture(self, picture: Image) -> Image:
-        """Return a 2D picture as grey values or colours."""
-        return picture.convert(_PLAIN_MODES[picture.mode]) if picture.mode in _PLAIN_MODES else picture
+    def plain_picture(self, page: Image.Image) -> Image.Image:
+        """Return a 2D picture as grey values or colours, upright, bright where it is to be shown bright."""
+        upright = exif_transpose(page)
+        return _plain_mode(_inverted(upright) if _low_is_bright(page) else upright)
 
 
 class LabelReader(CaseReader):
     """Read maps of labels: as `CaseReader`, but a palette counts as the numbers of its colours."""
 
-    def plain_picture(self, picture: Image) -> Image:
-        """Return a 2D picture as numbers."""
-        return picture if picture.mode == "P" else super().plain_picture(picture)
+    def plain_picture(self, page: Image.Image) -> Image.Image:
+        """Return a 2D picture as numbers, upright."""
+        upright = exif_transpose(page)
+        return upright if upright.mode == "P" else _plain_mode(upright)
 
 
 class LoadCased(MapTransform):
@@ -225,7 +227,24 @@ def has_suffix(path: PathLike, suffixes: Sequence[str]) -> bool:
     return str(path).lower().endswith(tuple(suffixes))
 
 
-def _only_page(picture: Image) -> Image:
+def _plain_mode(picture: Image.Image) -> Image.Image:
+    if picture.mode in _OTHER_COLOURS:
+        raise ValueError(f"holds {picture.mode} colours, expected grey values or RGB: save it as one of these")
+    return picture.convert(_PLAIN_MODES[picture.mode]) if picture.mode in _PLAIN_MODES else picture
+
+
+def _low_is_bright(page: Image.Image) -> bool:
+    """Return whether low values of a TIFF are to be shown bright: Pillow turns 8 bits around by itself, 16 not."""
+    if not isinstance(page, TiffImageFile) or not page.mode.startswith("I;16"):
+        return False
+    return bool(page.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
+
+
+def _inverted(picture: Image.Image) -> Image.Image:
+    return Image.fromarray(np.iinfo(np.uint16).max - np.asarray(picture, np.uint16))
+
+
+def _only_page(picture: Image.Image) -> Image.Image:
     if not isinstance(picture, TiffImageFile):  # a JPEG may hold previews of itself
         return picture
     pages = []
@@ -240,11 +259,11 @@ def _only_page(picture: Image) -> Image:
     return picture
 
 
-def _reader_for(files: Sequence[str], plain_picture: Callable[[Image], Image]) -> ImageReader:
+def _reader_for(files: Sequence[str], plain_picture: Callable[[Image.Image], Image.Image]) -> ImageReader:
     if len(files) > 1:
         return _SeriesReader()
     if has_suffix(files[0], NIFTI_SUFFIXES) and not Path(files[0]).is_dir():
         return _NiftiReader()
     if has_suffix(files[0], IMAGE_SUFFIXES):
-        return PILReader(converter=lambda picture: plain_picture(exif_transpose(_only_page(picture))))
+        return PILReader(converter=lambda picture: plain_picture(_only_page(picture)))
     return ITKReader() if Path(files[0]).is_dir() else _SingleReader()

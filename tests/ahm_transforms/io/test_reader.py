@@ -64,6 +64,30 @@ def test_pictures_lie_as_viewers_show_them(
     np.testing.assert_allclose(image.numpy(), shown, atol=2)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("orientation", [1, 3])
+def test_a_tiff_is_bright_where_it_is_shown_bright(tmp_path: Path, dtype: type, orientation: int) -> None:
+    values = np.arange(24).reshape(6, 4).astype(dtype)
+    white_is_zero = values if dtype is np.uint8 else 65_535 - values  # Pillow turns 8 bits around as it writes
+    Image.fromarray(values).save(tmp_path / "black.tif", tiffinfo={262: 1, 274: orientation})
+    Image.fromarray(white_is_zero).save(tmp_path / "white.tif", tiffinfo={262: 0, 274: orientation})
+    for name in ("black.tif", "white.tif"):
+        image = load_image(tmp_path / name).numpy()
+        np.testing.assert_array_equal(image, (values if orientation == 1 else values[::-1, ::-1]).T)
+
+
+def test_numbers_of_labels_are_not_turned(tmp_path: Path) -> None:
+    Image.fromarray(np.full((6, 4), 2, np.uint16)).save(tmp_path / "a.tif", tiffinfo={262: 0})
+    assert (load_image(tmp_path / "a.tif", reader=LabelReader()) == 2).all()
+
+
+@pytest.mark.parametrize("reader", [CaseReader(), LabelReader()], ids=["image", "label"])
+def test_colours_that_are_no_rgb_are_refused(tmp_path: Path, reader: CaseReader) -> None:
+    Image.new("LAB", (4, 6)).save(tmp_path / "a.tif")
+    with pytest.raises(OSError, match=r"a\.tif cannot be read: ValueError: holds LAB colours, expected grey values"):
+        load_image(tmp_path / "a.tif", reader=reader)
+
+
 def write_pages(path: Path, count: int, **options: object) -> None:
     pages = [Image.fromarray(np.full((6, 4), 50 * page, np.uint8)) for page in range(count)]
     pages[0].save(path, save_all=True, append_images=pages[1:], **options)
