@@ -9,6 +9,7 @@ from typing import NamedTuple
 from ahm_engines.study.finished import FINETUNE, Curve, Finished
 from ahm_engines.study.quantities import quantity
 from ahm_engines.study.statistics import (
+    SMOOTHING,
     TARGET_SHARE,
     Interval,
     SpeedUp,
@@ -40,12 +41,16 @@ class Comparison(NamedTuple):
 
 
 class Race(NamedTuple):
-    """Steps of an arm to the target of scratch: seed to steps, ``None`` = never reached."""
+    """Steps of an arm to the target of scratch: seed to steps, ``None`` = never reached.
+
+    Of the seeds in ``at_once`` the first validation that counts was there already, so that the steps may be fewer.
+    """
 
     arm: str
     fraction: float
     steps: dict[int, float | None]
     against_scratch: SpeedUp
+    at_once: set[int]
 
 
 def compare_all(study: Finished, metric: str) -> list[Comparison]:
@@ -105,9 +110,11 @@ def race(study: Finished, arm: str, fraction: float) -> Race:
     if scratch:
         study = _with_same_labels(study, arm, scratch, fraction)
     goals = targets(study, fraction, scratch)
-    steps = _steps(study.finished_curves(arm, fraction), goals)
+    curves = study.finished_curves(arm, fraction)
+    steps = _steps(curves, goals)
+    at_once = {seed for seed, number in steps.items() if number == [*curves[seed]][:SMOOTHING][-1]}
     base = _steps(study.finished_curves(scratch, fraction), goals) if scratch else {}
-    return Race(arm, fraction, steps, speed_up(base, steps))
+    return Race(arm, fraction, steps, speed_up(base, steps), at_once)
 
 
 def _steps(curves: dict[int, Curve], goals: dict[int, float]) -> dict[int, float | None]:

@@ -29,6 +29,7 @@ from ahm_engines.study.sentences import (
     name_fraction,
     progress,
     sensitivity,
+    too_coarse,
     unmatched,
 )
 from ahm_engines.study.settings import RANDOM
@@ -201,12 +202,17 @@ def _steps(study: Finished, pictures: dict[str, Picture]) -> list[Block]:
         f"is reached before) comes to {100 * TARGET_SHARE:.0f} % of what it ends with in the scratch arm of the same "
         "fraction and seed. The ratio is a geometric mean over the seeds where both arms reached it, above 1 = faster "
         "than scratch; seeds where the arm never reached it are left out, which flatters the arm. It cannot be finer "
-        "than the steps between two validations, and leaves the cost of pretraining out."
+        "than the steps between two validations, and leaves the cost of pretraining out. ≤: already there at the first "
+        "validation that counts."
     )
     blocks: list[Block] = [Heading("Steps to target"), Paragraph(about)]
     for fraction, found in races.items():
         if any(one.steps for one in found):
-            blocks += [Heading(name_fraction(study, fraction), 3), steps_table(study, found)]
+            blocks += [
+                Heading(name_fraction(study, fraction), 3),
+                steps_table(study, found),
+                *_bullets(too_coarse(found)),
+            ]
     if not any(isinstance(block, Table) for block in blocks):
         blocks.append(
             Paragraph(

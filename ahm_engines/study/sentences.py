@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from statistics import median, median_low
 
 from ahm_engines.study.cells import draws_of
-from ahm_engines.study.comparisons import Comparison
+from ahm_engines.study.comparisons import Comparison, Race
 from ahm_engines.study.finished import FINETUNE, PRETRAIN, Finished
 from ahm_engines.study.quantities import quantity
 from ahm_engines.study.statistics import (
@@ -24,7 +24,7 @@ from ahm_engines.study.statistics import (
 
 __all__ = [
     *("caveats", "count", "equal_times", "finding", "findings", "headroom", "left_out", "luck", "name_fraction"),
-    *("patients", "progress", "sensitivity", "unmatched"),
+    *("patients", "progress", "sensitivity", "too_coarse", "unmatched"),
 ]
 
 
@@ -208,6 +208,19 @@ def equal_times(study: Finished) -> list[str]:
 def _seconds(study: Finished, arm: str | None) -> dict[int, float]:
     rows = study.done(PRETRAIN, arm) if arm else []
     return {row.cell.seed: row.number("seconds") for row in rows if row.number("seconds") > 0}
+
+
+def too_coarse(races: Sequence[Race]) -> list[str]:
+    """Say so where validations are too far apart to tell by the steps to the target which arm was faster."""
+    reached = sum(steps is not None for race in races for steps in race.steps.values())
+    at_once = sum(len(race.at_once) for race in races)
+    if not at_once:
+        return []
+    return [
+        f"{at_once} of {count(reached, 'curve')} that came to the target were there at the first validation that "
+        "counts. Between two of these, the ratio does not say which was faster: validate more often, as with "
+        "--set finetune.val_interval=1."
+    ]
 
 
 def name_fraction(study: Finished, fraction: float) -> str:

@@ -108,13 +108,13 @@ def _relative_time(study: Finished, arm: str) -> str:
 
 
 def steps_table(study: Finished, races: Sequence[Race]) -> Table:
-    """Steps to the target at one label fraction, and the ratio to scratch."""
+    """Steps to the target at one label fraction, at most so many where it was reached at once; the ratio to scratch."""
     headings = ["arm", "steps, seed by seed", "reached", "scratch / arm", "over the seeds", "seeds where slower"]
     return Table(headings, [_steps_row(study, race) for race in races if race.steps])
 
 
 def _steps_row(study: Finished, race: Race) -> list[str]:
-    steps = [f"{number:.0f}" if number is not None else "not reached" for _, number in sorted(race.steps.items())]
+    steps = [_steps_of(race, seed) for seed in sorted(race.steps)]
     reached = sum(number is not None for number in race.steps.values())
     cells = [study.arms[race.arm].title, ", ".join(steps), f"{reached} of {len(steps)}"]
     ratio = race.against_scratch
@@ -122,6 +122,11 @@ def _steps_row(study: Finished, race: Race) -> list[str]:
         return [*cells, NONE, NONE, NONE]
     mean = f"{ratio.ratio:.2f} ({count(ratio.both, 'seed')})"
     return [*cells, mean, f"{ratio.low:.2f} to {ratio.high:.2f}", f"{ratio.slower} of {ratio.both}"]
+
+
+def _steps_of(race: Race, seed: int) -> str:
+    number = race.steps[seed]
+    return "not reached" if number is None else f"{'≤ ' if seed in race.at_once else ''}{number:.0f}"
 
 
 def failure_table(study: Finished) -> Table:

@@ -108,6 +108,7 @@ def test_an_arm_is_raced_against_its_own_seed(tmp_path: Path) -> None:
     assert fast.steps == {0: 30.0, 1: 40.0}  # seed 2 has no scratch
     assert fast.against_scratch.ratio == pytest.approx(math.sqrt(60 / 30 * 60 / 40))
     assert slow.steps == {0: None} and slow.against_scratch.both == 0
+    assert fast.at_once == {0} and slow.at_once == set()  # 30 is the first step with a mean over three validations
 
 
 def test_every_arm_is_raced_against_its_own_scratch(tmp_path: Path) -> None:

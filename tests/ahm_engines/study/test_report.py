@@ -16,6 +16,7 @@ from tests.fixtures_study import (
     finetuned,
     planted_study,
     pretrained,
+    write_curves,
     write_maps,
     write_results,
     write_settings,
@@ -237,6 +238,20 @@ def test_steps_to_target_name_what_was_not_reached(tmp_path: Path) -> None:
     steps = text_of(tmp_path).split("## Steps to target")[1].split("## Other metrics")[0]
     assert "| random masks | not reached, not reached | 0 of 2 | - | - | - |" in steps
     assert re.search(r"\| A3C \| \d+, \d+ \| 2 of 2 \| [12]\.\d\d \(2 seeds\) \| [\d. to]+ \| 0 of 2 \|", steps)
+
+
+def test_validations_that_are_too_far_apart_for_steps_to_target_are_named(tmp_path: Path) -> None:
+    planted_study(tmp_path, seeds={"0.25": [0, 1]}, gain=small_gain)
+    curve = {10 * (n + 1): 0.8 for n in range(4)}
+    late = {10: 0.0, 20: 0.0, 30: 0.5, 40: 0.8, 50: 0.8, 60: 0.8}
+    curves = {("scratch", 0.25, 0): late, ("scratch", 0.25, 1): curve, ("a3c", 0.25, 0): curve, ("a3c", 0.25, 1): curve}
+    write_curves(tmp_path, curves)
+    steps = text_of(tmp_path).split("## Steps to target")[1].split("## Other metrics")[0]
+    assert "| from scratch | 60, ≤ 30 |" in steps and "| A3C | ≤ 30, ≤ 30 |" in steps
+    assert "3 of 4 curves that came to the target were there at the first validation that" in steps
+    write_curves(tmp_path, {cell: late for cell in curves})
+    steps = text_of(tmp_path).split("## Steps to target")[1].split("## Other metrics")[0]
+    assert "≤ " not in steps and "validate more often" not in steps
 
 
 def test_a_report_is_written_again_to_the_letter(tmp_path: Path) -> None:
