@@ -70,16 +70,19 @@ class BoundedCacheDataset(CacheDataset):
         super().__init__(data, transform, cache_rate=cache_rate, **options)
 
     def _fill_cache(self, indices: Sequence[int] | None = None) -> list[Any]:
-        self._least, self._full, self._next_look = self.keep_free * available_memory(), False, 0.0
+        self._least, self._next_look = self.keep_free * available_memory(), 0.0
+        self._end = len(self.data)  # the first case that does not fit
+        self._begun: list[int] = []
         self._readers: set[Thread] = set()
         try:
             cached = list(takewhile(lambda item: item is not None, super()._fill_cache(indices)))
         except BaseException:  # Ctrl+C as well: a process that ends while other threads still read aborts
-            self._full = True
+            self._end = 0
             for reader in tuple(self._readers):
                 reader.join()
             raise
         self._readers.clear()  # so that the dataset can be sent to other processes
+        self._begun.clear()
         if len(cached) < self.cache_num:
             self.cache_num = len(cached)
             logger.warning(
@@ -91,7 +94,9 @@ class BoundedCacheDataset(CacheDataset):
 
     def _load_cache_item(self, idx: int) -> Any:
         self._readers.add(current_thread())
-        if not self._full and monotonic() >= self._next_look:
+        self._begun.append(idx)
+        if idx < self._end and monotonic() >= self._next_look:
             self._next_look = monotonic() + SECONDS
-            self._full = available_memory() < self._least
-        return None if self._full else super()._load_cache_item(idx)
+            if available_memory() < self._least:
+                self._end = min(self._end, max(self._begun))  # a reader that is late still keeps a case before it
+        return super()._load_cache_item(idx) if idx < self._end else None

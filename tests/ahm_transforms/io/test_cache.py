@@ -7,7 +7,7 @@ import logging
 import pickle
 import signal
 from collections.abc import Iterator
-from threading import Thread, current_thread
+from threading import Event, Thread, current_thread
 from time import sleep
 from typing import Any
 
@@ -69,6 +69,20 @@ def test_cases_are_the_same_whether_they_are_cached_or_not(memory: list[int], nu
     assert 0 < some.cache_num < 10
     for one, other in zip(drawn(some), drawn(Dataset(CASES, chain())), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_reader_that_is_late_does_not_cost_what_the_others_have_read(memory: list[int]) -> None:
+    full = Event()
+
+    class Late(BoundedCacheDataset):
+        def _load_cache_item(self, idx: int) -> Any:
+            assert idx > 0 or full.wait(60)
+            item = super()._load_cache_item(idx)
+            if item is None:
+                full.set()
+            return item
+
+    assert Late(CASES, chain(), num_workers=3, progress=False).cache_num >= 6
 
 
 def test_says_how_many_fitted_and_what_to_do(memory: list[int], caplog: pytest.LogCaptureFixture) -> None:
