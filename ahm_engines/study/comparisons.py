@@ -112,7 +112,8 @@ def race(study: Finished, arm: str, fraction: float) -> Race:
     goals = targets(study, fraction, scratch)
     curves = study.finished_curves(arm, fraction)
     steps = _steps(curves, goals)
-    at_once = {seed for seed, number in steps.items() if number == [*curves[seed]][:SMOOTHING][-1]}
+    reached = {seed: number for seed, number in steps.items() if number is not None}
+    at_once = {seed for seed, number in reached.items() if number == [*curves[seed]][SMOOTHING - 1]}
     base = _steps(study.finished_curves(scratch, fraction), goals) if scratch else {}
     return Race(arm, fraction, steps, speed_up(base, steps), at_once)
 

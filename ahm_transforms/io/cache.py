@@ -72,8 +72,7 @@ class BoundedCacheDataset(CacheDataset):
     def _fill_cache(self, indices: Sequence[int] | None = None) -> list[Any]:
         self._least, self._next_look = self.keep_free * available_memory(), 0.0
         self._end = len(self.data)  # the first case that does not fit
-        self._begun: list[int] = []
-        self._readers: set[Thread] = set()
+        self._readers: dict[Thread, int] = {}  # and the case that each has come to
         try:
             cached = list(takewhile(lambda item: item is not None, super()._fill_cache(indices)))
         except BaseException:  # Ctrl+C as well: a process that ends while other threads still read aborts
@@ -82,7 +81,6 @@ class BoundedCacheDataset(CacheDataset):
                 reader.join()
             raise
         self._readers.clear()  # so that the dataset can be sent to other processes
-        self._begun.clear()
         if len(cached) < self.cache_num:
             self.cache_num = len(cached)
             logger.warning(
@@ -93,10 +91,10 @@ class BoundedCacheDataset(CacheDataset):
         return cached
 
     def _load_cache_item(self, idx: int) -> Any:
-        self._readers.add(current_thread())
-        self._begun.append(idx)
+        self._readers[current_thread()] = idx
         if idx < self._end and monotonic() >= self._next_look:
             self._next_look = monotonic() + SECONDS
             if available_memory() < self._least:
-                self._end = min(self._end, max(self._begun))  # a reader that is late still keeps a case before it
+                # a reader that is late still keeps a case before it
+                self._end = min(self._end, max(tuple(self._readers.values())))
         return super()._load_cache_item(idx) if idx < self._end else None

@@ -40,10 +40,10 @@ class CaseReader(ImageReader):
 
     Pass it to `LoadImaged` as ``reader=CaseReader()``. A list of files is one volume, slice by slice in the order
     given; rescale slope and intercept are applied and the affine is that of MONAI's `ITKReader`. A DICOM file alone,
-    without a position in space, is a picture as a PNG is, bright where it is to be shown bright (MONOCHROME1 or 2). A
-    TIFF must have a single page; smaller copies of it do not count. Pictures are turned as their EXIF data says. Of the
-    metadata only geometry is kept, so that nothing that names a patient travels with the image. ITK is imported when
-    DICOM is read.
+    without a position in space, is a picture as a PNG is. Pictures are bright where they are to be shown bright
+    (DICOM's MONOCHROME1, TIFF's WhiteIsZero) and turned as their EXIF data says; colours are RGB. A TIFF must have a
+    single page; smaller copies of it do not count. Of the metadata only geometry is kept, so that nothing that names
+    a patient travels with the image. ITK is imported when DICOM is read.
 
     Example:
         >>> from monai.transforms import LoadImaged
